@@ -1,0 +1,249 @@
+"""`dreamhub doctor`: looks at everything that DreamHub depends on, and says what to do about what is wrong."""
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import StrEnum
+from http import HTTPStatus
+from importlib import import_module
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from dreamhub.running import settings_of_running
+from internal.providers.antivirus import open_antivirus
+from internal.providers.blobs import open_blobs
+from internal.providers.local_models import model_client
+from internal.repositories import migrate, probe
+from pkg import config
+from pkg.apperr import AppError, Code, SettingsError
+from pkg.config import Settings
+
+TIMEOUT_SECONDS = 5.0
+GIB = 2**30
+LITTLE_SPACE, TOO_LITTLE_SPACE = 10 * GIB, 1 * GIB
+START = "start everything on this machine with `dreamhub up`"
+# The harmless file that every scanner reports, in two halves, so that none reports this source.
+EICAR = r"X5O!P%@AP[4\PZX54(P^)7CC)7}$" + "EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
+
+
+class Level(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the report. `remedy` is empty where nothing is to be done."""
+
+    level: Level
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def run(*, home: Path | None) -> int:
+    """Prints a line for each finding; answers 1 when something fails."""
+    return asyncio.run(_report(home))
+
+
+async def _report(home: Path | None) -> int:
+    failed = False
+    async for finding in examine(home):
+        failed = failed or finding.level is Level.FAIL
+        print(f"{finding.level:<5}{finding.subject:<15}{finding.text}")
+        if finding.remedy:
+            print(f"{'':<20}→ {finding.remedy}")
+    print("\nSomething has to be mended before DreamHub can work." if failed else "\nAll that is needed is there.")
+    return int(failed)
+
+
+async def examine(home: Path | None) -> AsyncIterator[Finding]:
+    """All findings, in order. A running `up` of `home` is looked at where the settings name no servers."""
+    yield _python()
+    yield _libmagic()
+    try:
+        settings = settings_of_running(home)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            yield Finding(Level.FAIL, "Settings", line)
+        return
+    yield Finding(Level.OK, "Settings", f"{settings.env}, home {config.home_of(settings)}")
+    yield _disk(config.home_of(settings))
+    checks: tuple[Callable[[Settings], Awaitable[list[Finding]]], ...] = (
+        _postgres,
+        _redis,
+        _blobs,
+        _models,
+        _endpoint,
+        _clamd,
+    )
+    for check in checks:
+        for finding in await check(settings):
+            yield finding
+
+
+def _python() -> Finding:
+    text = sys.version.split()[0]
+    if sys.version_info[:2] == (3, 11):
+        return Finding(Level.OK, "Python", text)
+    return Finding(Level.FAIL, "Python", text, "use Python 3.11")
+
+
+def _libmagic() -> Finding:
+    try:
+        import_module("pylibmagic")  # makes its library known to `magic`
+        kind = import_module("magic").from_buffer(b"%PDF-1.7\n", mime=True)
+    except (ImportError, OSError) as error:
+        return Finding(Level.FAIL, "libmagic", str(error), "install the package pylibmagic, or Debian's libmagic1")
+    if kind != "application/pdf":
+        return Finding(Level.FAIL, "libmagic", f"takes a PDF for {kind}", "install the package pylibmagic again")
+    return Finding(Level.OK, "libmagic", "knows a PDF when it sees one")
+
+
+def _disk(home: Path) -> Finding:
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    text = f"{free / GIB:.1f} GiB free in {place}"
+    if free < TOO_LITTLE_SPACE:
+        return Finding(Level.FAIL, "Disk", text, "make room, or choose another --home")
+    if free < LITTLE_SPACE:
+        return Finding(Level.WARN, "Disk", text, "uploads and their index soon need more")
+    return Finding(Level.OK, "Disk", text)
+
+
+async def _postgres(settings: Settings) -> list[Finding]:
+    dsn, subject = settings.db.dsn.get_secret_value(), "PostgreSQL"
+    if not dsn:
+        return [Finding(Level.FAIL, subject, "DB__DSN isn't set and no `up` is running", f"{START}, or set DB__DSN")]
+    try:
+        facts = await probe.postgres(dsn, TIMEOUT_SECONDS)
+        waiting = await migrate.pending(dsn)
+    except AppError as error:
+        return [Finding(Level.FAIL, subject, error.detail, "check DB__DSN: host, port, role, password and database")]
+    found = [_version_of_postgres(facts), _pgvector(facts), _login(facts)]
+    if waiting:
+        found.append(Finding(Level.FAIL, "Migrations", f"{len(waiting)} missing", "run `dreamhub migrate`"))
+    else:
+        found.append(Finding(Level.OK, "Migrations", "up to date"))
+    return found
+
+
+def _version_of_postgres(facts: probe.PostgresFacts) -> Finding:
+    if facts.major < migrate.MINIMUM_POSTGRES:
+        remedy = f"upgrade to PostgreSQL {migrate.MINIMUM_POSTGRES} or newer"
+        return Finding(Level.FAIL, "PostgreSQL", facts.version, remedy)
+    return Finding(Level.OK, "PostgreSQL", facts.version)
+
+
+def _pgvector(facts: probe.PostgresFacts) -> Finding:
+    wanted = ".".join(map(str, migrate.MINIMUM_PGVECTOR))
+    if facts.pgvector is None:
+        return Finding(Level.FAIL, "pgvector", "missing", "as a superuser, in this database: create extension vector")
+    if tuple(int(part) for part in facts.pgvector.split(".")[:3]) < migrate.MINIMUM_PGVECTOR:
+        return Finding(
+            Level.FAIL, "pgvector", facts.pgvector, f"install {wanted} or newer; alter extension vector update"
+        )
+    return Finding(Level.OK, "pgvector", facts.pgvector)
+
+
+def _login(facts: probe.PostgresFacts) -> Finding:
+    if facts.superuser or facts.bypasses_rls:
+        return Finding(
+            Level.FAIL,
+            "Login role",
+            f"{facts.role} passes by row-level security",
+            f"let DB__DSN log in as {migrate.APP}",
+        )
+    return Finding(Level.OK, "Login role", f"{facts.role}, bound by row-level security")
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    url = settings.redis.url.get_secret_value()
+    if not url:
+        return [
+            Finding(Level.FAIL, "Redis", "REDIS__URL isn't set and no `up` is running", f"{START}, or set REDIS__URL")
+        ]
+    try:
+        return [Finding(Level.OK, "Redis", await probe.redis(url, TIMEOUT_SECONDS))]
+    except AppError as error:
+        return [Finding(Level.FAIL, "Redis", error.detail, "check REDIS__URL: host, port and password")]
+
+
+async def _blobs(settings: Settings) -> list[Finding]:
+    if not settings.blobs.url:
+        return [
+            Finding(Level.FAIL, "Objects", "BLOBS__URL isn't set and no `up` is running", f"{START}, or set BLOBS__URL")
+        ]
+    try:
+        await open_blobs(settings.blobs).check()
+    except (SettingsError, AppError) as error:
+        text = error.detail if isinstance(error, AppError) else str(error)
+        return [Finding(Level.FAIL, "Objects", text, "check BLOBS__URL, its keys, and that it may be written to")]
+    return [Finding(Level.OK, "Objects", settings.blobs.url.partition("?")[0])]
+
+
+async def _models(settings: Settings) -> list[Finding]:
+    url = settings.models.url
+    if not url:
+        return [
+            Finding(
+                Level.FAIL,
+                "Local models",
+                "MODELS__URL isn't set and no `up` is running",
+                f"{START}, or set MODELS__URL",
+            )
+        ]
+    try:
+        async with model_client(url, timeout=TIMEOUT_SECONDS) as client:
+            answer = await client.get("/healthz")
+    except httpx.HTTPError as error:
+        return [Finding(Level.FAIL, "Local models", str(error) or type(error).__name__, "start `dreamhub models`")]
+    if answer.status_code != HTTPStatus.OK:
+        return [
+            Finding(Level.FAIL, "Local models", f"answers {answer.status_code}", "see the log of `dreamhub models`")
+        ]
+    return [Finding(Level.OK, "Local models", url)]
+
+
+async def _endpoint(settings: Settings) -> list[Finding]:
+    if not settings.ai.base_url:
+        return [Finding(Level.OK, "Chat model", "none set: answers are quoted from the documents")]
+    keys = settings.ai.api_keys
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+    try:
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as client:
+            answer = await client.get(f"{settings.ai.base_url.rstrip('/')}/models", headers=headers)
+    except httpx.HTTPError as error:
+        return [Finding(Level.FAIL, "Chat model", str(error) or type(error).__name__, "check AI__BASE_URL")]
+    if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return [Finding(Level.FAIL, "Chat model", f"refuses the key ({answer.status_code})", "check AI__API_KEY")]
+    if answer.status_code != HTTPStatus.OK:
+        text = f"{settings.ai.base_url} answers {answer.status_code} to a list of its models"
+        return [Finding(Level.WARN, "Chat model", text, "some endpoints have no such list; try a chat")]
+    return [Finding(Level.OK, "Chat model", settings.ai.base_url)]
+
+
+async def _clamd(settings: Settings) -> list[Finding]:
+    if settings.scan.clamd == "off":
+        return [Finding(Level.WARN, "Virus scan", "off", "set SCAN__CLAMD to a clamd before strangers may upload")]
+    scanner = open_antivirus(settings.scan)
+    try:
+        await scanner.check()
+    except AppError as error:
+        return [Finding(Level.FAIL, "Virus scan", error.detail, "check SCAN__CLAMD and that clamd is running")]
+    with tempfile.TemporaryDirectory() as folder:
+        sample = Path(folder) / "sample"
+        sample.write_text(EICAR)
+        try:
+            await scanner.scan(sample)
+        except AppError as error:
+            if error.code is Code.FILE_INFECTED:
+                return [Finding(Level.OK, "Virus scan", "finds the test virus")]
+            return [Finding(Level.FAIL, "Virus scan", error.detail, "see clamd's log")]
+    return [Finding(Level.FAIL, "Virus scan", "lets the test virus pass", "update clamd's signatures (freshclam)")]

@@ -1,0 +1,344 @@
+"""The composition root: the one place that knows every class, and the entry of each process."""
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+import uvloop
+
+from internal.entities.search import Space
+from internal.entities.tasks import Queue, TaskPolicy
+from internal.handlers.routes import Api, create_api, openapi_document
+from internal.parsers.sandbox import Sandbox
+from internal.providers.antivirus import open_antivirus
+from internal.providers.blobs import open_blobs
+from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
+from internal.providers.llm import OpenAIChat
+from internal.providers.local_models import model_client
+from internal.providers.ocr import LocalOcr
+from internal.repositories import migrate as migrations
+from internal.repositories import probe
+from internal.repositories.cache import open_cache
+from internal.repositories.store import Store, open_store
+from internal.repositories.wakeup import NewsLine
+from internal.services.access_tokens import AccessTokens
+from internal.services.api_keys import ApiKeyService
+from internal.services.authentication import Authenticator
+from internal.services.chat import ChatService
+from internal.services.chunking_sentences import sentences
+from internal.services.collections import CollectionService
+from internal.services.documents import MEGABYTE, DocumentService
+from internal.services.embedder import Embedder
+from internal.services.extractive import ExtractiveModel
+from internal.services.health import Check, HealthService
+from internal.services.idempotency import IdempotencyService
+from internal.services.ingest import IngestService, PurgeService
+from internal.services.members import MemberService
+from internal.services.passwords import Passwords
+from internal.services.quotes import Quoter
+from internal.services.rate_limits import Limit, RateLimiter
+from internal.services.search import SearchService
+from internal.services.sessions import FAILURES, SessionService
+from internal.services.tasks import TaskService
+from internal.services.tenants import TenantService
+from internal.services.terms import TermAnalyser
+from internal.worker.jobs import product_jobs
+from internal.worker.queue import TaskQueue
+from internal.worker.relay import Relay
+from internal.worker.runner import Worker
+from pkg import logger, telemetry
+from pkg.apperr import SettingsError
+from pkg.config import Settings, home_of
+from pkg.version import version
+
+LOCAL_MODEL, SPACE_VERSION, LOCAL_DIM = "multilingual-e5-small", "1", 384
+DRAIN_SECONDS = 20
+KEEP_ALIVE_SECONDS = 75  # longer than a load balancer's 60 s: the balancer must be the one to close an idle connection
+PROBE_SECONDS = 10.0
+REQUIRED = {
+    "DB__DSN": "the PostgreSQL server, postgresql://role:password@host:port/database",
+    "DB__OWNER_DSN": "the database as the role dreamhub_owner, or DB__DSN",
+    "REDIS__URL": "the Redis or Valkey server, redis://:password@host:port",
+    "BLOBS__URL": "where files are kept, file:///dir or s3://bucket?endpoint=…&region=…",
+    "MODELS__URL": "the local model process, unix:/path or http://host:port (dreamhub models)",
+    "AUTH__PLATFORM_TOKEN": "a random value of at least 32 characters (openssl rand -base64 48)",
+    "AUTH__JWT_SECRET": "a random value of at least 32 characters (openssl rand -base64 48)",
+}
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a server process is made of; `api` is what its handlers call."""
+
+    settings: Settings
+    store: Store
+    embedder: Embedder
+    api: Api
+
+
+def space_of(settings: Settings) -> Space:
+    """The embedding space that the settings ask for."""
+    if settings.ai.embedding_model:
+        return Space(settings.ai.embedding_model, SPACE_VERSION, settings.ai.embedding_dim)
+    return Space(LOCAL_MODEL, SPACE_VERSION, LOCAL_DIM)
+
+
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncGenerator[Services]:
+    """A server's services, open; all that was opened is closed at the end, the last first.
+
+    Raises SettingsError naming what isn't set, AppError when the database can't be reached.
+    """
+    _require(settings, "DB__DSN", "REDIS__URL", "BLOBS__URL", "AUTH__PLATFORM_TOKEN", "AUTH__JWT_SECRET")
+    async with AsyncExitStack() as stack:
+        store = await _open_store(stack, settings, settings.db.dsn.get_secret_value())
+        cache = open_cache(settings.redis.url.get_secret_value())
+        stack.push_async_callback(cache.close)
+        embedder = await _open_embedder(stack, settings, store)
+        tokens = AccessTokens(settings.auth.jwt_secret.get_secret_value(), minutes=settings.auth.access_minutes)
+        authenticator = Authenticator(store, tokens)
+        passwords = Passwords()
+        searches = SearchService(store, embedder, TermAnalyser())
+        checks: dict[str, Check] = {"postgres": store.ping, "redis": cache.ping}
+        if not settings.ai.embedding_model:
+            checks["models"] = _models_check(stack, settings)
+        api = Api(
+            authenticator=authenticator,
+            limiter=RateLimiter(cache, Limit(settings.limits.rate_per_minute, 60)),
+            idempotency=IdempotencyService(store),
+            health=HealthService(checks),
+            tenants=TenantService(store, passwords, platform_token=settings.auth.platform_token.get_secret_value()),
+            sessions=SessionService(
+                store, passwords, tokens, RateLimiter(cache, FAILURES), refresh_days=settings.auth.refresh_days
+            ),
+            api_keys=ApiKeyService(store, authenticator),
+            members=MemberService(store, passwords, authenticator),
+            documents=DocumentService(
+                store,
+                open_blobs(settings.blobs),
+                open_antivirus(settings.scan),
+                spool=_workdir(settings),
+                max_file_mb=settings.limits.max_file_mb,
+            ),
+            collections=CollectionService(store),
+            tasks=TaskService(store),
+            searches=searches,
+            chat=_open_chat(stack, settings, store, searches, embedder),
+            registry=telemetry.registry(),
+            max_file_bytes=settings.limits.max_file_mb * MEGABYTE,
+            log_json=settings.log.format == "json",
+            version=version(),
+            cors_origins=settings.server.cors_origins,
+        )
+        yield Services(settings=settings, store=store, embedder=embedder, api=api)
+
+
+def serve(settings: Settings, *, fd: int | None = None) -> None:
+    """Serves the API until SIGTERM or SIGINT, then finishes what is at work, for at most 20 s.
+
+    `fd` is a listening socket that was opened for this process; else `SERVER__HOST` and `SERVER__PORT` say where.
+    """
+    _configure(settings, "server")
+    _run(_serve(settings, fd))
+
+
+def work(settings: Settings, queues: Sequence[str]) -> None:
+    """Runs tasks of the named queues until SIGTERM or SIGINT."""
+    try:
+        chosen = tuple(Queue(name) for name in queues)
+    except ValueError:
+        raise SettingsError(f"--queues: known are {', '.join(Queue)}") from None
+    _configure(settings, "worker")
+    _run(_work(settings, chosen))
+
+
+def relay(settings: Settings) -> None:
+    """Dispatches tasks and publishes events until SIGTERM or SIGINT."""
+    _configure(settings, "relay")
+    _run(_relay(settings))
+
+
+def migrate(settings: Settings) -> None:
+    """Applies what the schema lacks, and makes the tables of the embedding space that the settings ask for."""
+    _configure(settings, "migrate")
+    owner, own = settings.db.owner_dsn.get_secret_value(), settings.db.dsn.get_secret_value()
+    if not owner and not own:
+        raise _missing("DB__OWNER_DSN")
+    _run(_migrate(owner or own, space_of(settings)))
+
+
+def openapi() -> dict[str, Any]:
+    """The API's description, for clients that are generated from it; needs no setting and no server."""
+    return openapi_document(version())
+
+
+async def _migrate(dsn: str, space: Space) -> None:
+    await probe.postgres(dsn, PROBE_SECONDS)
+    applied = await migrations.migrate(dsn, space)
+    logger.get("migrate").info("schema is up to date", applied=len(applied), space=space.model, dim=space.dim)
+
+
+async def _serve(settings: Settings, fd: int | None) -> None:
+    async with build(settings) as services:
+        server = _Server(
+            uvicorn.Config(
+                create_api(services.api),
+                host=settings.server.host,
+                port=settings.server.port,
+                fd=fd,
+                http="httptools",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+        )
+        await server.serve()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn raises a caught signal again after it has stopped, which would skip closing what was opened."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        def stop() -> None:
+            self.should_exit = True
+
+        _on_stop(stop)
+        yield
+
+
+async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
+    _require(settings, "REDIS__URL", "BLOBS__URL", "MODELS__URL")
+    async with AsyncExitStack() as stack:
+        store = await _open_store(stack, settings, _login(settings, settings.db.worker_dsn.get_secret_value()))
+        queue = TaskQueue(settings.redis.url.get_secret_value())
+        stack.push_async_callback(queue.close)
+        sandbox = Sandbox(settings.limits)
+        stack.push_async_callback(sandbox.close)
+        ocr = LocalOcr(settings.models.url)
+        stack.push_async_callback(ocr.close)
+        embedder = await _open_embedder(stack, settings, store)
+        blobs = open_blobs(settings.blobs)
+        ingest = IngestService(store, blobs, sandbox, ocr, embedder, workdir=_workdir(settings))
+        purge = PurgeService(store, blobs)
+        jobs = product_jobs(ingest_content=ingest.ingest_content, purge_content=purge.purge_content)
+        worker = Worker(store, queue, jobs, settings, queues=queues)
+        _on_stop(worker.stop)
+        await worker.run()
+
+
+async def _relay(settings: Settings) -> None:
+    _require(settings, "REDIS__URL")
+    dsn = _login(settings, settings.db.relay_dsn.get_secret_value())
+    async with AsyncExitStack() as stack:
+        store = await _open_store(stack, settings, dsn)
+        queue = TaskQueue(settings.redis.url.get_secret_value())
+        stack.push_async_callback(queue.close)
+        process = Relay(store, NewsLine(dsn), queue, settings)
+        _on_stop(process.stop)
+        await process.run()
+
+
+async def _open_store(stack: AsyncExitStack, settings: Settings, dsn: str) -> Store:
+    await probe.postgres(dsn, PROBE_SECONDS)  # says in one line what is wrong, where a pool would time out
+    store = await open_store(
+        dsn,
+        pool_min=settings.db.pool_min,
+        pool_max=settings.db.pool_max,
+        connect_seconds=settings.db.timeout_seconds,
+        tasks=TaskPolicy(max_retries=settings.tasks.max_retries, queue_depth=settings.limits.queue_depth),
+    )
+    stack.push_async_callback(store.close)
+    return store
+
+
+async def _open_embedder(stack: AsyncExitStack, settings: Settings, store: Store) -> Embedder:
+    wanted = space_of(settings)
+    space = await store.find_space(wanted)
+    if space is None:
+        raise SettingsError(
+            f"the database has no tables for {wanted.model} with {wanted.dim} dimensions: run `dreamhub migrate`"
+        )
+    if settings.ai.embedding_model:
+        provider = OpenAIEmbeddings(settings.ai, space)
+    else:
+        _require(settings, "MODELS__URL")
+        provider = LocalEmbeddings(settings.models.url, space)
+    stack.push_async_callback(provider.close)
+    return Embedder(provider)
+
+
+def _open_chat(
+    stack: AsyncExitStack, settings: Settings, store: Store, searches: SearchService, embedder: Embedder
+) -> ChatService:
+    if settings.ai.base_url and settings.ai.chat_model:
+        remote = OpenAIChat(settings.ai)
+        stack.push_async_callback(remote.close)
+        chat = ChatService(store, searches, remote, Quoter(embedder, sentences))
+    else:
+        chat = ChatService(store, searches, ExtractiveModel(embedder, sentences), Quoter(embedder, sentences))
+    stack.push_async_callback(chat.close)
+    return chat
+
+
+def _models_check(stack: AsyncExitStack, settings: Settings) -> Check:
+    client = model_client(settings.models.url, timeout=PROBE_SECONDS)
+    stack.push_async_callback(client.aclose)
+
+    async def check() -> None:
+        (await client.get("/healthz")).raise_for_status()
+
+    return check
+
+
+def _workdir(settings: Settings) -> Path:
+    """Where uploads and parses have their temporary files: on the home's disk, else the machine's own place."""
+    folder = home_of(settings) / "tmp" if settings.home else Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _configure(settings: Settings, process: str) -> None:
+    logger.configure(log_format=settings.log.format, level=settings.log.level, process=process)
+    if settings.otel_endpoint:
+        logger.get("telemetry").warning(
+            "OTEL_EXPORTER_OTLP_ENDPOINT has no effect: this version carries trace ids, but exports no spans"
+        )
+
+
+def _require(settings: Settings, *names: str) -> None:
+    """Raises SettingsError for the first of these that isn't set."""
+    for name in names:
+        section, _, field = name.lower().partition("__")
+        value: Any = getattr(getattr(settings, section), field)
+        if not (value if isinstance(value, str) else value.get_secret_value()):
+            raise _missing(name)
+
+
+def _login(settings: Settings, own: str) -> str:
+    if not own:
+        _require(settings, "DB__DSN")
+    return own or settings.db.dsn.get_secret_value()
+
+
+def _missing(name: str) -> SettingsError:
+    return SettingsError(f"{name} is not set; set it to {REQUIRED[name]}")
+
+
+def _on_stop(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _run(process: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(process)

@@ -1,0 +1,133 @@
+"""Conversations: what was asked, what was answered, and where each statement stands."""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from internal.entities.parsed import Location
+
+NOT_IN_DOCUMENTS = "NOT_IN_DOCUMENTS"
+"""What a model says, alone, when the passages don't hold an answer; readers get a sentence in their language."""
+
+
+class MessageStatus(StrEnum):
+    """`complete`: all of it was sent; `cut`: the reader went away; `failed`: the model broke off."""
+
+    COMPLETE = "complete"
+    CUT = "cut"
+    FAILED = "failed"
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """One user's conversation. `document_ids` narrows what answers are drawn from; empty means everything visible."""
+
+    id: UUID
+    title: str
+    document_ids: list[UUID]
+    created_at: datetime
+    updated_at: datetime
+
+
+class ConversationChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What a PATCH sets; UNSET leaves a field as it is."""
+
+    title: str | msgspec.UnsetType = msgspec.UNSET
+    document_ids: list[UUID] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Citation(msgspec.Struct, frozen=True, kw_only=True):
+    """The source of a statement marked `[index]`. `quote` is a part of the stored passage, character for character."""
+
+    index: int
+    chunk_id: UUID
+    document_id: UUID
+    filename: str
+    quote: str
+    location: Location
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one model call; `estimated` where the endpoint didn't tell and they were counted approximately."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: Decimal = Decimal(0)
+    estimated: bool = False
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn. `answered` is false when the documents don't hold an answer; `model` is None for a user's turn."""
+
+    id: UUID
+    role: Literal["user", "assistant"]
+    content: str
+    created_at: datetime
+    citations: list[Citation] = []
+    usage: Usage = Usage()
+    model: str | None = None
+    status: MessageStatus = MessageStatus.COMPLETE
+    answered: bool = True
+
+
+class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that is about to be stored."""
+
+    role: Literal["user", "assistant"]
+    content: str
+    citations: tuple[Citation, ...] = ()
+    usage: Usage = Usage()
+    model: str | None = None
+    status: MessageStatus = MessageStatus.COMPLETE
+    answered: bool = True
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """A retrieved chunk. `number` counts from 1 and is what a model cites; `score` is the search's own."""
+
+    number: int
+    chunk_id: UUID
+    document_id: UUID
+    filename: str
+    text: str
+    score: float
+    location: Location
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One message in the form that chat models take."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chat model gets: the framed messages, and what they were made of."""
+
+    messages: tuple[ChatMessage, ...]
+    question: str
+    passages: tuple[Passage, ...]
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """More of the answer's text, safe to render."""
+
+    text: str
+
+
+class Citations(msgspec.Struct, frozen=True):
+    """The sources of the whole answer, sent once the text has ended."""
+
+    items: list[Citation]
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The answer as it was stored."""
+
+    message: Message
+
+
+AnswerEvent = Delta | Citations | Done

@@ -1,0 +1,75 @@
+"""/healthz, /readyz, /metrics, /openapi.json and /docs"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Response, get
+from litestar.di import NamedDependency
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from internal.handlers.auth import Open, access
+from internal.handlers.docs import PAGE_POLICY, page
+from internal.services.health import Health, HealthService
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """`ready` when every dependency is up."""
+
+    status: str
+    checks: dict[str, Health]
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """That anything is answered at all."""
+
+    status: str = "alive"
+
+
+class Description:
+    """The OpenAPI document and its page, made when first asked for: making them takes a moment."""
+
+    def __init__(self, describe: Callable[[], dict[str, Any]]) -> None:
+        self._describe = describe
+        self._document: dict[str, Any] | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The document."""
+        if self._document is None:
+            self._document = self._describe()
+        return self._document
+
+
+@get("/healthz", opt=access(Open.ANYONE))
+async def healthz() -> Liveness:
+    """200 as long as this process answers."""
+    return Liveness()
+
+
+@get("/readyz", opt=access(Open.ANYONE))
+async def readyz(health: NamedDependency[HealthService]) -> Response[Readiness]:
+    """200 when every dependency answers, else 503."""
+    checks = await health.ready()
+    ready = all(check.status == "up" for check in checks.values())
+    return Response(Readiness("ready" if ready else "unready", checks), status_code=200 if ready else 503)
+
+
+@get("/metrics", opt=access(Open.ANYONE), media_type=CONTENT_TYPE_LATEST)
+async def metrics(registry: NamedDependency[CollectorRegistry]) -> Response[bytes]:
+    """Prometheus text of this process; nothing of any tenant."""
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@get("/openapi.json", opt=access(Open.ANYONE), include_in_schema=False)
+async def openapi(description: NamedDependency[Description]) -> Response[dict[str, Any]]:
+    """This API, described for machines."""
+    return Response(description.document, media_type=MediaType.JSON)
+
+
+@get("/docs", opt=access(Open.ANYONE), include_in_schema=False, media_type=MediaType.HTML)
+async def docs(description: NamedDependency[Description]) -> Response[str]:
+    """This API, described for people."""
+    return Response(
+        page(description.document), media_type=MediaType.HTML, headers={"Content-Security-Policy": PAGE_POLICY}
+    )

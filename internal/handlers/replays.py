@@ -1,0 +1,113 @@
+"""Idempotency-Key on POST: the same request again gets the answer that it got before."""
+
+import hashlib
+from typing import Any
+
+from litestar import Request, Response
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from internal.handlers.auth import context_of
+from internal.services.idempotency import IdempotencyService, Replay
+from pkg import logger
+from pkg.apperr import AppError
+from pkg.ctxutil import Context
+
+HEADER = b"idempotency-key"
+PENDING = "idempotency"
+KEPT_BYTES = 1024 * 1024
+SECRET_ANSWER = {"secret_answer": True}
+"""For `opt`: an answer that is shown once must not lie in a table for a day."""
+
+
+class Replays:
+    """ASGI around the application, and its `before_request`: the latter knows who asks, the former what is answered."""
+
+    def __init__(self, service: IdempotencyService) -> None:
+        self._service = service
+
+    async def before(self, request: Request[Any, Any, Any]) -> Response[bytes] | None:
+        """Answers at once what was answered before. Raises IDEMPOTENCY_CONFLICT, REQUEST_CONFLICT."""
+        raw = _key(request.scope) if request.method == "POST" else None
+        if raw is None or "auth" not in request.scope or request.route_handler.opt.get("secret_answer"):
+            return None
+        ctx, key = context_of(request.scope), raw.decode("latin-1")
+        replay = await self._service.begin(ctx, key, await _fingerprint(request))
+        if replay is None:
+            request.scope[PENDING] = (ctx, key)  # type: ignore[literal-required]  # ours, for `around`
+            return None
+        return Response(
+            replay.body,
+            status_code=replay.status,
+            media_type=replay.media_type,
+            headers={"Idempotency-Replayed": "true"},
+        )
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """Keeps the answers of requests that brought a key."""
+
+        async def replayable(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["method"] != "POST" or _key(scope) is None:
+                await app(scope, receive, send)
+                return
+            answer = _Answer(send)
+            try:
+                await app(scope, receive, answer.send)
+            finally:
+                pending: tuple[Context, str] | None = scope.get(PENDING)
+                if pending is not None:
+                    await self._settle(*pending, answer.replay())
+
+        return replayable
+
+    async def _settle(self, ctx: Context, key: str, replay: Replay | None) -> None:
+        try:
+            if replay is None:
+                await self._service.abandon(ctx, key)
+            else:
+                await self._service.finish(ctx, key, replay)
+        except AppError as error:
+            # The answer is out already; a key that stays taken frees itself within minutes.
+            logger.get("http").warning("an idempotency key was not settled", code=error.code.value)
+
+
+class _Answer:
+    """Passes an answer on and remembers it, up to a megabyte."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._status = 0
+        self._media_type = ""
+        self._body = bytearray()
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            types = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+            self._media_type = types[0].decode("latin-1") if types else ""
+        elif message["type"] == "http.response.body":
+            if len(self._body) <= KEPT_BYTES:
+                self._body += message["body"]
+            self._complete = not message["more_body"]
+        await self._send(message)
+
+    def replay(self) -> Replay | None:
+        """None for an answer that failed, broke off or is too long: such a request may be done again."""
+        if not self._complete or not 200 <= self._status < 300 or len(self._body) > KEPT_BYTES:
+            return None
+        return Replay(self._status, self._media_type, bytes(self._body))
+
+
+def _key(scope: Scope) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == HEADER), None)
+
+
+async def _fingerprint(request: Request[Any, Any, Any]) -> bytes:
+    """SHA-256 of what was asked. Of an upload only its declared length: reading it here would undo the streaming."""
+    media_type = request.content_type[0]
+    if media_type == "multipart/form-data":
+        body = str(request.content_length).encode()
+    else:
+        body = await request.body()
+    asked = f"{request.method}\n{request.scope['raw_path']!r}\n{request.scope['query_string']!r}\n{media_type}\n"
+    return hashlib.sha256(asked.encode() + body).digest()

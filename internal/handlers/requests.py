@@ -1,0 +1,123 @@
+"""Reading JSON bodies strictly: the right type, no unknown field, and the place of what is wrong."""
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.types import Empty
+
+from pkg.apperr import AppError, Code
+
+JSON_LIMIT = 1024 * 1024
+JSON_TYPES = ("", "application/json")
+FIELD = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
+ESCAPED_NUL = b"\\u0000"
+
+
+class StrictRequest(Request[Any, Any, Any]):
+    """A request whose `json()` is the handler's own input struct."""
+
+    async def json(self) -> Any:
+        """Decodes the body as the type of the handler's `data`. Raises REQUEST_MALFORMED or REQUEST_INVALID."""
+        if self._json is Empty:
+            media_type = self.content_type[0]
+            if media_type not in JSON_TYPES and not media_type.endswith("+json"):
+                raise AppError(
+                    Code.REQUEST_UNSUPPORTED_MEDIA_TYPE, "This path takes JSON; send Content-Type: application/json."
+                )
+            self._json = decode(await self.body(), self.route_handler.parsed_fn_signature.parameters["data"].annotation)
+        return self._json
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """`body` as a value of `kind`. Raises REQUEST_MALFORMED with line and column, REQUEST_INVALID with the field."""
+    try:
+        value = _decoder(kind).decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _malformed(body) from None
+    if ESCAPED_NUL in body:
+        _refuse_nul(msgspec.to_builtins(value, str_keys=True), "")
+    return value
+
+
+def refuse_nul(text: str, field: str) -> None:
+    """PostgreSQL stores no NUL and no lone surrogate. Raises REQUEST_INVALID."""
+    if "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise AppError(
+            Code.REQUEST_INVALID,
+            f"{field} holds a NUL or half of a surrogate pair; remove it.",
+            errors=[{"field": field, "message": "NUL or lone surrogate"}],
+        )
+
+
+@lru_cache(256)
+def _decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
+    return msgspec.json.Decoder(kind)
+
+
+def _refuse_nul(value: Any, path: str) -> None:
+    if isinstance(value, str):
+        refuse_nul(value, path or "body")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _refuse_nul(item, f"{path}[{number}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            refuse_nul(str(name), path or "body")
+            _refuse_nul(item, f"{path}.{name}" if path else str(name))
+
+
+def _invalid(message: str) -> AppError:
+    """msgspec says ``Expected `int`, got `str` - at `$.filters.k` ``."""
+    found = FIELD.match(message)
+    what, path = (found["what"], found["path"] or "") if found else (message, "")
+    unknown = UNKNOWN.match(what)
+    if unknown:
+        field = f"{path}.{unknown['name']}" if path else unknown["name"]
+        return AppError(
+            Code.REQUEST_INVALID,
+            f"{field[:200]} is not a field here; see /docs.",
+            errors=[{"field": field[:200], "message": "unknown field"}],
+        )
+    what = what.replace("`", "")
+    return AppError(
+        Code.REQUEST_INVALID, f"{path or 'body'}: {what}.", errors=[{"field": path or "body", "message": what}]
+    )
+
+
+def _malformed(body: bytes) -> AppError:
+    """msgspec names no place when the end is missing, so the slower parser of the standard library looks again."""
+    what, at = "not JSON", len(body)
+    try:
+        text = body.decode("utf-8")
+        json.loads(text)
+        what, at = "half of a surrogate pair in a string", _lone_surrogate(body)
+    except UnicodeDecodeError as error:
+        what, at = "not UTF-8", error.start
+    except json.JSONDecodeError as error:
+        what, at = error.msg, len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
+    except RecursionError:
+        what, at = "nested too deeply", 0
+    line = body.count(b"\n", 0, at) + 1
+    column = at - (body.rfind(b"\n", 0, at) + 1) + 1
+    place = f"line {line}, column {column} (byte {at})"
+    return AppError(
+        Code.REQUEST_MALFORMED,
+        f"The body is not well-formed JSON: {what} at {place}.",
+        errors=[{"field": "body", "message": what, "line": line, "column": column, "byte": at}],
+    )
+
+
+def _lone_surrogate(body: bytes) -> int:
+    """Where an escaped surrogate stands without its other half."""
+    pairs = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u]|\\u[0-9a-fA-F]{4}")
+    for found in pairs.finditer(body):
+        if len(found[0]) == len(rb"\uD800") and found[0][2:3] in b"dD" and found[0][3:4] in b"89abcdefABCDEF":
+            return found.start()
+    return 0

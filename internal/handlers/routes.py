@@ -1,0 +1,169 @@
+"""Every path on one page, and the application that serves them."""
+
+from typing import Any
+
+import msgspec
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.di import Provide
+from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsPlugin
+from litestar.types import ASGIApp, ControllerRouterHandler
+from prometheus_client import CollectorRegistry
+
+from internal.handlers import collections, conversations, documents, identity, operations, search, tasks
+from internal.handlers.auth import Admission, provide_context
+from internal.handlers.lingering import LingeringClose
+from internal.handlers.observation import Observation, RequestLines, RequestMetrics
+from internal.handlers.operations import Description
+from internal.handlers.problems import to_problem
+from internal.handlers.replays import Replays
+from internal.handlers.requests import JSON_LIMIT, StrictRequest
+from internal.handlers.schema import describe
+from internal.services.api_keys import ApiKeyService
+from internal.services.authentication import Authenticator
+from internal.services.chat import ChatService
+from internal.services.collections import CollectionService
+from internal.services.documents import DocumentService
+from internal.services.health import HealthService
+from internal.services.idempotency import IdempotencyService
+from internal.services.members import MemberService
+from internal.services.rate_limits import RateLimiter
+from internal.services.search import SearchService
+from internal.services.sessions import SessionService
+from internal.services.tasks import TaskService
+from internal.services.tenants import TenantService
+
+ROUTES: tuple[ControllerRouterHandler, ...] = (
+    # /healthz /readyz /metrics /openapi.json /docs
+    operations.healthz,
+    operations.readyz,
+    operations.metrics,
+    operations.openapi,
+    operations.docs,
+    # /api/v1/tenants /auth/… /me
+    identity.add_tenant,
+    identity.sign_in,
+    identity.refresh,
+    identity.sign_out,
+    identity.get_me,
+    # /api/v1/api-keys /members
+    identity.list_api_keys,
+    identity.add_api_key,
+    identity.revoke_api_key,
+    identity.list_members,
+    identity.add_member,
+    identity.update_member,
+    identity.remove_member,
+    # /api/v1/documents
+    documents.upload_document,
+    documents.list_documents,
+    documents.get_document,
+    documents.get_document_content,
+    documents.list_document_chunks,
+    documents.update_document,
+    documents.delete_document,
+    # /api/v1/collections
+    collections.list_collections,
+    collections.add_collection,
+    collections.rename_collection,
+    collections.remove_collection,
+    # /api/v1/tasks /dead-letters
+    tasks.list_tasks,
+    tasks.get_task,
+    tasks.retry_task,
+    tasks.cancel_task,
+    tasks.list_dead_letters,
+    tasks.redrive_dead_letter,
+    tasks.redrive_dead_letters,
+    # /api/v1/search
+    search.search,
+    # /api/v1/conversations
+    conversations.add_conversation,
+    conversations.list_conversations,
+    conversations.get_conversation,
+    conversations.update_conversation,
+    conversations.remove_conversation,
+    conversations.list_messages,
+    conversations.add_message,
+    conversations.add_feedback,
+)
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True):
+    """What the handlers call. `max_file_bytes` bounds an upload; `log_json` chooses the form of request lines."""
+
+    authenticator: Authenticator
+    limiter: RateLimiter
+    idempotency: IdempotencyService
+    health: HealthService
+    tenants: TenantService
+    sessions: SessionService
+    api_keys: ApiKeyService
+    members: MemberService
+    documents: DocumentService
+    collections: CollectionService
+    tasks: TaskService
+    searches: SearchService
+    chat: ChatService
+    registry: CollectorRegistry
+    max_file_bytes: int
+    log_json: bool
+    version: str
+    cors_origins: tuple[str, ...] = ()
+
+
+PROVIDED = (
+    "health",
+    "tenants",
+    "sessions",
+    "api_keys",
+    "members",
+    "documents",
+    "collections",
+    "tasks",
+    "searches",
+    "chat",
+    "registry",
+    "max_file_bytes",
+)
+
+
+def create_api(api: Api) -> ASGIApp:
+    """The ASGI application: observed on the outside, admitted by one guard, with every error a problem."""
+    replays = Replays(api.idempotency)
+    app = Litestar(
+        ROUTES,
+        guards=[Admission(api.authenticator, api.limiter)],
+        before_request=replays.before,
+        dependencies=_dependencies(api, Description(lambda: openapi_document(api.version))),
+        plugins=[ProblemDetailsPlugin(ProblemDetailsConfig(exception_to_problem_detail_map={Exception: to_problem}))],
+        cors_config=CORSConfig(allow_origins=list(api.cors_origins)) if api.cors_origins else None,
+        openapi_config=None,
+        logging_config=None,
+        request_class=StrictRequest,
+        request_max_body_size=JSON_LIMIT,
+        debug=False,
+    )
+    return Observation(
+        LingeringClose(replays.around(app)),
+        metrics=RequestMetrics(api.registry),
+        lines=RequestLines(as_json=api.log_json),
+    )
+
+
+def openapi_document(version: str) -> dict[str, Any]:
+    """The OpenAPI document of these routes; no service is called for it."""
+    names = (*PROVIDED, "description", "ctx")
+    return describe(ROUTES, version=version, dependencies={name: _constant(None) for name in names})
+
+
+def _dependencies(api: Api, description: Description) -> dict[str, Provide]:
+    given = {name: _constant(getattr(api, name)) for name in PROVIDED}
+    return {**given, "description": _constant(description), "ctx": Provide(provide_context, sync_to_thread=False)}
+
+
+def _constant(value: object) -> Provide:
+    def provide() -> Any:
+        return value
+
+    return Provide(provide, sync_to_thread=False)

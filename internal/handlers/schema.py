@@ -1,0 +1,115 @@
+"""The OpenAPI document: Litestar's, with our errors, credentials and upload form written in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, Schema, SecurityScheme
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
+from litestar.types import ControllerRouterHandler, Method
+
+from internal.handlers.auth import Open
+from pkg.apperr import Code
+
+PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457. `code` is stable; `detail` is for people.",
+    "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "enum": [code.value for code in Code]},
+        "request_id": {"type": "string"},
+        "errors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same request with the same key, within 24 hours, is done once.",
+    "schema": {"type": "string", "maxLength": 255},
+}
+WRITES = ("post",)
+
+
+@dataclass
+class UploadOperation(Operation):
+    """The form of an upload, which the handler reads by itself."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "multipart/form-data": OpenAPIMediaType(
+                    schema=Schema(
+                        type=OpenAPIType.OBJECT,
+                        required=["file"],
+                        properties={
+                            "file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY),
+                            "priority": Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"]),
+                            "tags": Schema(
+                                type=OpenAPIType.STRING, description="Separated by commas, or the field repeated."
+                            ),
+                            "collection": Schema(type=OpenAPIType.STRING, description="Its name; made if need be."),
+                            "visibility": Schema(type=OpenAPIType.STRING, enum=["tenant", "private"]),
+                        },
+                    )
+                )
+            },
+        )
+
+
+def describe(handlers: Sequence[ControllerRouterHandler], *, version: str, **options: Any) -> dict[str, Any]:
+    """The document for these handlers. An application of its own makes it, so that none of its routes is served."""
+    app = Litestar(
+        handlers,
+        openapi_config=OpenAPIConfig(
+            title="DreamHub",
+            version=version,
+            description="Documents in, answers with citations out. Errors are application/problem+json.",
+            use_handler_docstrings=True,
+            operation_id_creator=_operation_id,
+            components=Components(
+                security_schemes={
+                    "bearer": SecurityScheme(
+                        type="http", scheme="bearer", description="An API key (dh_…) or an access token."
+                    )
+                }
+            ),
+        ),
+        **options,
+    )
+    document = app.openapi_schema.to_schema()
+    document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            for method in handler.http_methods:
+                operation = document["paths"].get(route.path_format, {}).get(method.lower())
+                if operation is not None:
+                    _complete(operation, handler.opt.get("access"), method.lower())
+    return document
+
+
+def _operation_id(handler: HTTPRouteHandler, _method: Method, _path: Sequence[object]) -> str:
+    return handler.handler_name
+
+
+def _complete(operation: dict[str, Any], needed: object, method: str) -> None:
+    operation["security"] = [] if needed is Open.ANYONE else [{"bearer": []}]
+    responses = operation["responses"]
+    for status in [status for status in responses if status.startswith(("4", "5"))]:
+        del responses[status]
+    responses["default"] = {
+        "description": "An error.",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    if method in WRITES and not isinstance(needed, Open):
+        operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
+    if not isinstance(needed, Open) and needed is not None:
+        operation["x-role"] = str(needed)

@@ -1,0 +1,90 @@
+"""/api/v1/search"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from internal.entities.parsed import Location
+from internal.entities.search import Filters, SearchHit, SearchMode, SearchRequest
+from internal.handlers.auth import access
+from internal.handlers.documents import SourceType
+from internal.services.search import SearchService
+from pkg.ctxutil import Context, Role
+
+MAX_QUERY = 2000
+MAX_HITS = 100
+MAX_NAMED = 1000
+
+Text = Annotated[str, msgspec.Meta(max_length=200)]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+Ids = Annotated[list[UUID], msgspec.Meta(max_length=MAX_NAMED)]
+Names = Annotated[list[Text], msgspec.Meta(max_length=100)]
+
+
+class FiltersIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Narrows a search: any of the source types, documents and collections, all of the tags."""
+
+    source_types: Annotated[list[SourceType], msgspec.Meta(max_length=20)] = msgspec.field(default_factory=list)
+    document_ids: Ids = msgspec.field(default_factory=list)
+    collections: Names = msgspec.field(default_factory=list)
+    tags: Names = msgspec.field(default_factory=list)
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    mine: bool = False
+
+
+class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to look for; `k` is how many passages at most."""
+
+    query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY)]
+    k: Annotated[int, msgspec.Meta(ge=1, le=MAX_HITS)] = 10
+    mode: SearchMode = SearchMode.HYBRID
+    filters: FiltersIn = msgspec.field(default_factory=FiltersIn)
+
+
+class HitOut(msgspec.Struct, frozen=True):
+    """A passage that was found. `score` orders this answer and means nothing beyond it."""
+
+    chunk_id: UUID
+    document_id: UUID
+    filename: str
+    source_type: str
+    text: str
+    score: float
+    location: Location
+
+
+class SearchOut(msgspec.Struct, frozen=True):
+    """Passages, best first."""
+
+    items: list[HitOut]
+    took_ms: float
+    cache: Literal["hit", "miss"]
+
+
+@post("/api/v1/search", opt=access(Role.VIEWER), status_code=200)
+async def search(
+    ctx: NamedDependency[Context], searches: NamedDependency[SearchService], data: JSONBody[SearchIn]
+) -> SearchOut:
+    """Finds passages by meaning, by words, or by both."""
+    wanted = data.filters
+    filters = Filters(
+        source_types=list(wanted.source_types),
+        document_ids=wanted.document_ids,
+        collections=wanted.collections,
+        tags=wanted.tags,
+        created_after=wanted.created_after,
+        created_before=wanted.created_before,
+        mine=wanted.mine,
+    )
+    found = await searches.search(ctx, SearchRequest(query=data.query, k=data.k, mode=data.mode, filters=filters))
+    return SearchOut([_hit_out(item) for item in found.items], found.took_ms, "hit" if found.cache == "hit" else "miss")
+
+
+def _hit_out(hit: SearchHit) -> HitOut:
+    return HitOut(hit.chunk_id, hit.document_id, hit.filename, hit.source_type, hit.text, hit.score, hit.location)

@@ -1,0 +1,120 @@
+"""An upload form, read as it comes in: `multipart/form-data` whose file never lies in memory as a whole."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
+
+from pkg.apperr import AppError, Code
+
+FILE = "file"
+FIELDS = frozenset({"priority", "tags", "collection", "visibility"})
+REPEATABLE = frozenset({"tags"})
+MAX_PARTS = 64
+MAX_FIELD_BYTES = 32 * 1024
+FORM_BYTES = 512 * 1024
+"""What all other fields, headers and boundaries may take besides the file."""
+
+
+class UploadForm:
+    """The parts of one form, in whatever order they come. Use: `begin`, then `chunks` to its end, then `finish`."""
+
+    def __init__(self, stream: AsyncIterator[bytes], boundary: str, *, max_file_bytes: int) -> None:
+        try:
+            self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
+        except MultipartError as error:
+            raise _malformed(error) from None
+        self._stream = stream
+        self._left = max_file_bytes + FORM_BYTES
+        self._max_file_bytes = max_file_bytes
+        self._events = self._parse()
+        self._fields: dict[str, list[str]] = {}
+        self.filename = ""
+
+    async def begin(self) -> None:
+        """Reads fields until the file begins. Raises REQUEST_INVALID when there is none."""
+        if not await self._read_fields():
+            raise _invalid(FILE, "is missing; send the file as a part named file")
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The file's bytes."""
+        async for event in self._events:
+            if event is None:
+                return
+            if isinstance(event, bytes | bytearray):
+                yield bytes(event)
+
+    async def finish(self) -> None:
+        """Reads the fields that follow the file."""
+        if await self._read_fields():
+            raise _invalid(FILE, "is there twice; upload one file at a time")
+
+    def field(self, name: str) -> str | None:
+        """A field's text; None for one that is missing or empty."""
+        return next((text for text in self._fields.get(name, []) if text), None)
+
+    def tags(self) -> list[str]:
+        """From repeated parts, comma-separated texts, or both."""
+        return [tag for text in self._fields.get("tags", []) for tag in text.split(",") if tag.strip()]
+
+    async def _read_fields(self) -> bool:
+        """True when a file begins, False at the form's end."""
+        name: str | None = None
+        text = bytearray()
+        async for event in self._events:
+            if isinstance(event, MultipartSegment):
+                if event.name == FILE:
+                    self.filename = event.filename or ""
+                    return True
+                name = self._expected(event.name or "")
+            elif event is None:
+                if name is not None:
+                    self._fields.setdefault(name, []).append(_text(name, text))
+                name, text = None, bytearray()
+            elif name is not None:
+                text += event
+                if len(text) > MAX_FIELD_BYTES:
+                    raise _invalid(name, f"is longer than {MAX_FIELD_BYTES} bytes")
+        return False
+
+    def _expected(self, name: str) -> str:
+        if name not in FIELDS:
+            raise _invalid(name[:100], "is not a field of this form")
+        if name in self._fields and name not in REPEATABLE:
+            raise _invalid(name, "is there twice")
+        return name
+
+    async def _parse(self) -> AsyncGenerator[MultipartSegment | bytes | bytearray | None]:
+        try:
+            async for chunk in self._stream:
+                self._left -= len(chunk)
+                if self._left < 0:
+                    raise AppError(
+                        Code.FILE_TOO_LARGE,
+                        f"The upload is larger than the limit of {self._max_file_bytes // 1024**2} MB.",
+                    )
+                if chunk:
+                    for event in self._parser.parse(chunk):
+                        yield event
+            self._parser.close()
+        except ParserLimitReached as error:
+            raise AppError(Code.REQUEST_TOO_LARGE, f"The form has too many parts or headers: {error}.") from None
+        except MultipartError as error:
+            raise _malformed(error) from None
+
+
+def _text(name: str, raw: bytes | bytearray) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _invalid(name, "is not UTF-8") from None
+    if "\x00" in text:
+        raise _invalid(name, "holds a NUL; remove it")
+    return text
+
+
+def _invalid(field: str, what: str) -> AppError:
+    return AppError(Code.REQUEST_INVALID, f"{field} {what}.", errors=[{"field": field, "message": what}])
+
+
+def _malformed(error: MultipartError) -> AppError:
+    return AppError(Code.REQUEST_MALFORMED, f"The body is not well-formed multipart/form-data: {error}.")

@@ -1,0 +1,68 @@
+"""What worker, zygote and child say to each other: msgpack with checked types, never pickle."""
+
+import msgspec
+
+from internal.entities.parsed import Parsed
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one parse: seconds of wall clock, bytes of resident memory and result, megapixels of a picture."""
+
+    seconds: float
+    memory: int
+    output: int
+    megapixels: int
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to the zygote; the file and the result pipe travel with it as descriptors."""
+
+    id: int
+    media_type: str
+    workdir: str
+    limits: Limits
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Kill the child of a job."""
+
+    id: int
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Fork a child for a job."""
+
+    job: Job
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The zygote has imported everything; `capabilities` are the walls it could put up."""
+
+    capabilities: tuple[str, ...]
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """A child is gone. `reason` is exited, time or memory; `signal` is 0 for an ordinary exit."""
+
+    id: int
+    reason: str
+    signal: int
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """A child's good result."""
+
+    parsed: Parsed
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A child's error. `trace` is for the log only, and only for errors that nobody foresaw."""
+
+    code: str
+    detail: str
+    trace: str = ""
+
+
+Request = Start | Cancel
+Notice = Ready | Ended
+Result = Done | Failed

@@ -1,0 +1,327 @@
+"""Texts to vectors: by the local model process, or by an OpenAI-compatible endpoint; the same wire format for both."""
+
+import asyncio
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import httpx2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import openai
+from openai import AsyncOpenAI
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from internal.entities.search import Space
+from internal.providers.keys import KeyRing
+from internal.providers.llm_wire import retry_after_of
+from pkg import logger
+from pkg.apperr import AppError, Code, SettingsError
+from pkg.config import Ai
+from pkg.resilience import CircuitBreaker, backoff
+
+Kind = Literal["query", "passage"]
+Lane = Literal["interactive", "ingest"]
+Vectors = npt.NDArray[np.float32]
+
+ATTEMPTS: Mapping[str, int] = {"interactive": 2, "ingest": 5}
+CONNECT_SECONDS = 5.0
+INTERACTIVE_SECONDS = 15.0
+LONGEST_WAIT = 20.0
+"""A longer Retry-After is handed to the caller instead of being waited out."""
+BAD_KEY_SECONDS = 300.0
+LOCAL_BATCH = 64
+LOCAL_COUNTED = 2000
+REMOTE_BATCH = 128
+REMOTE_TOKENS = 32_000
+REMOTE_AT_A_TIME = 4
+WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
+
+
+class EmbeddingProvider(Protocol):
+    """Something that embeds texts into one space."""
+
+    @property
+    def space(self) -> Space:
+        """What the vectors mean, and the table that they belong to."""
+        ...
+
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane) -> Vectors:
+        """Unit vectors of shape (len(texts), space.dim). Raises MODEL_UNAVAILABLE, MODEL_REFUSED, MODEL_BAD_ANSWER."""
+        ...
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, rather too many than too few."""
+        ...
+
+
+class _TryAgainError(Exception):
+    """A try failed in a way that may pass; `wait` is what the endpoint asked for, in seconds."""
+
+    def __init__(self, error: AppError, wait: float | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait = wait
+
+
+class _Endpoint:
+    """Calls of `/v1/embeddings` with time-outs, tries, several keys and a circuit breaker."""
+
+    def __init__(self, client: AsyncOpenAI, model: str, space: Space, *, keys: Sequence[str], seconds: float) -> None:
+        self._client = client
+        self._model = model
+        self._space = space
+        self._keys = KeyRing(keys)
+        self._seconds = seconds
+        self._breaker = CircuitBreaker()
+        self._log = logger.get("embeddings")
+
+    async def embed(self, texts: Sequence[str], lane: Lane, body: dict[str, str], headers: dict[str, str]) -> Vectors:
+        """One request, tried again as often as the lane's callers can wait for."""
+        if self._breaker.open_for > 0:
+            raise AppError(
+                Code.MODEL_UNAVAILABLE,
+                "The embedding model has been failing and is given a pause; try again shortly.",
+                retry_after=self._breaker.open_for,
+            )
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS[lane]),
+            wait=_wait,
+            retry=retry_if_exception_type(_TryAgainError),
+            reraise=True,
+        )
+        try:
+            return await retrying(self._attempt, texts, lane, body, headers)
+        except _TryAgainError as error:
+            raise error.error from error.__cause__
+
+    async def _attempt(
+        self, texts: Sequence[str], lane: Lane, body: dict[str, str], headers: dict[str, str]
+    ) -> Vectors:
+        key = self._keys.take()
+        seconds = min(self._seconds, INTERACTIVE_SECONDS) if lane == "interactive" else self._seconds
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._client.with_options(api_key=key).embeddings.create(
+                    model=self._model,
+                    input=list(texts),
+                    encoding_format="base64",
+                    extra_body=body or None,
+                    extra_headers=headers or None,
+                )
+        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+            raise self._classify(error, key) from error
+        vectors = _decode(answer, len(texts), self._space.dim)
+        self._breaker.succeed()
+        return vectors
+
+    def _classify(self, error: Exception, key: str) -> Exception:
+        """What a failure means: try again, give up for now, or never."""
+        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+        self._log.warning("embedding call failed", model=self._model, error=type(error).__name__, status=status)
+        if status in (401, 403):
+            self._keys.rest(key, BAD_KEY_SECONDS)
+            refused = AppError(
+                Code.MODEL_UNAVAILABLE,
+                "The embedding endpoint refused the API key; the operator should check AI__API_KEY.",
+            )
+            return _TryAgainError(refused, 0.0) if self._keys.rested() < len(self._keys) else refused
+        if status == 429:
+            wait = retry_after_of(error)
+            self._keys.rest(key, wait if wait is not None else 0.5)
+            busy = AppError(
+                Code.MODEL_UNAVAILABLE, "The embedding model is at its rate limit; try again.", retry_after=wait or 5.0
+            )
+            if wait is not None and wait > LONGEST_WAIT and self._keys.rested() == len(self._keys):
+                return busy
+            return _TryAgainError(busy, self._keys.next_in())
+        if status == 404:
+            return AppError(
+                Code.MODEL_REFUSED,
+                f"The endpoint has no embedding model {self._model!r}; check AI__EMBEDDING_MODEL and AI__BASE_URL.",
+            )
+        if 400 <= status < 500 and status not in (408, 409):
+            return AppError(Code.MODEL_REFUSED, f"The embedding model refused the text (HTTP {status}).")
+        self._breaker.fail()
+        return _TryAgainError(
+            AppError(Code.MODEL_UNAVAILABLE, "The embedding model doesn't answer; try again shortly.", retry_after=2.0),
+            retry_after_of(error),
+        )
+
+
+class LocalEmbeddings:
+    """multilingual-e5-small in the local model process."""
+
+    def __init__(self, url: str, space: Space, *, seconds: float = 120.0) -> None:
+        """`url` is `unix:/path` or `http://host:port`."""
+        self._http = _http_client(url, seconds)
+        base = str(self._http.base_url).rstrip("/")
+        client = AsyncOpenAI(
+            api_key="local",
+            base_url=f"{base}/v1",
+            organization="",
+            project="",
+            max_retries=0,
+            http_client=self._http,
+        )
+        self._space = space
+        self._endpoint = _Endpoint(client, space.model, space, keys=("local",), seconds=seconds)
+
+    @property
+    def space(self) -> Space:
+        """The built-in model's."""
+        return self._space
+
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane) -> Vectors:
+        """In requests of 64 texts one after the other: the process fills its cores with one of them."""
+        parts = [
+            await self._endpoint.embed(texts[start : start + LOCAL_BATCH], lane, {"input_type": kind}, {"X-Lane": lane})
+            for start in range(0, len(texts), LOCAL_BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self._space.dim), np.float32)
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Counted by the model's own tokenizer."""
+        counts: list[int] = []
+        for start in range(0, len(texts), LOCAL_COUNTED):
+            try:
+                answer = await self._http.post(
+                    "/v1/tokenize", json={"input": list(texts[start : start + LOCAL_COUNTED])}
+                )
+            except httpx2.HTTPError as error:
+                raise _away() from error
+            if not answer.is_success:
+                raise _away()
+            counts.extend(msgspec.json.decode(answer.content, type=_Counts).counts)
+        return counts
+
+    async def close(self) -> None:
+        """Closes idle connections."""
+        await self._http.aclose()
+
+
+class OpenAIEmbeddings:
+    """The embedding model of an OpenAI-compatible endpoint."""
+
+    def __init__(self, settings: Ai, space: Space) -> None:
+        self._space = space
+        self._client = AsyncOpenAI(
+            api_key="unused",
+            base_url=settings.base_url,
+            organization="",
+            project="",
+            max_retries=0,
+            timeout=openai.Timeout(settings.timeout_seconds, connect=CONNECT_SECONDS),
+        )
+        self._endpoint = _Endpoint(
+            self._client,
+            settings.embedding_model,
+            space,
+            keys=settings.api_keys or ("unused",),  # Ollama and vLLM take any key
+            seconds=settings.timeout_seconds,
+        )
+        self._places = asyncio.Semaphore(REMOTE_AT_A_TIME)
+
+    @property
+    def space(self) -> Space:
+        """The configured model's."""
+        return self._space
+
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane) -> Vectors:
+        """In batches bounded by count and tokens, up to four at a time; scaled to unit length."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                calls = [group.create_task(self._call(batch, lane)) for batch in batches(texts)]
+        except ExceptionGroup as failures:
+            # The others were cancelled; what the first one says is what the caller can act on.
+            raise failures.exceptions[0] from None
+        parts = [call.result() for call in calls]
+        return np.concatenate(parts) if parts else np.empty((0, self._space.dim), np.float32)
+
+    async def _call(self, texts: Sequence[str], lane: Lane) -> Vectors:
+        async with self._places:
+            vectors = await self._endpoint.embed(texts, lane, {}, {})
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Estimated: no endpoint counts, and no tokenizer is known for every model."""
+        return [estimate_tokens(text) for text in texts]
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._client.close()
+
+
+class _Counts(msgspec.Struct):
+    counts: list[int]
+
+
+def estimate_tokens(text: str) -> int:
+    """Rather too many: one for each wide character, one for three others."""
+    wide = len(WIDE.findall(text))
+    return wide + -(-(len(text) - wide) // 3)
+
+
+def batches(texts: Sequence[str]) -> list[list[str]]:
+    """Texts in order, in batches of at most 128 texts and about 32,000 tokens; a longer text is a batch of its own."""
+    made: list[list[str]] = []
+    room = 0
+    for text in texts:
+        cost = estimate_tokens(text)
+        if not made or len(made[-1]) == REMOTE_BATCH or cost > room:
+            made.append([])
+            room = REMOTE_TOKENS
+        made[-1].append(text)
+        room -= cost
+    return made
+
+
+def _decode(answer: Any, count: int, dim: int) -> Vectors:
+    """Vectors in the order of the texts; some endpoints ignore `base64` and send numbers."""
+    try:
+        items = sorted(answer.data, key=lambda item: item.index)
+        rows = [
+            np.frombuffer(base64.b64decode(item.embedding), "<f4")
+            if isinstance(item.embedding, str)
+            else np.asarray(item.embedding, np.float32)
+            for item in items
+        ]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent something else than embeddings.") from error
+    if len(rows) != count:
+        raise AppError(Code.MODEL_BAD_ANSWER, f"The embedding model sent {len(rows)} embeddings for {count} texts.")
+    widths = {row.shape[0] for row in rows}
+    if widths != {dim}:
+        raise AppError(
+            Code.MODEL_BAD_ANSWER,
+            f"The embedding model sends {', '.join(map(str, sorted(widths)))} dimensions where {dim} are expected;"
+            " the operator should set AI__EMBEDDING_DIM to the model's dimension.",
+        )
+    vectors = np.stack(rows).astype(np.float32, copy=False)
+    if not np.isfinite(vectors).all():
+        raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent values that are not numbers.")
+    return vectors
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    own = backoff(state.attempt_number, base=0.3, cap=5.0)
+    asked = error.wait if isinstance(error, _TryAgainError) else None
+    return own if asked is None else asked + 0.25 * own
+
+
+def _http_client(url: str, seconds: float) -> httpx2.AsyncClient:
+    """The client library's own HTTP client, over a local socket or an address."""
+    timeout = httpx2.Timeout(seconds, connect=CONNECT_SECONDS)
+    if url.startswith("unix:"):
+        transport = httpx2.AsyncHTTPTransport(uds=url.removeprefix("unix:"))
+        return httpx2.AsyncClient(transport=transport, base_url="http://models", timeout=timeout)
+    if url.startswith(("http://", "https://")):
+        return httpx2.AsyncClient(base_url=url.rstrip("/"), timeout=timeout)
+    raise SettingsError("MODELS__URL: want unix:/path or http://host:port")
+
+
+def _away() -> AppError:
+    return AppError(Code.MODEL_UNAVAILABLE, "The embedding model isn't ready; try again shortly.", retry_after=2.0)

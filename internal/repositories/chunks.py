@@ -1,0 +1,94 @@
+"""SQL of chunks: passages with their places, written in bulk under an unpublished generation."""
+
+from uuid import UUID
+
+import asyncpg
+
+from internal.entities.documents import Chunk
+from internal.entities.parsed import Location
+from internal.repositories.rows import sure
+from pkg.ctxutil import Context
+
+
+class ChunkRepository:
+    """Passages of one tenant's contents."""
+
+    def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
+        self._conn = conn
+        self._ctx = ctx
+
+    async def add(self, content_id: UUID, generation_id: UUID, chunks: list[Chunk]) -> None:
+        """Inserts many at once; those that are there already (by C7's hash) are left as they are."""
+        await self._conn.execute(
+            "insert into chunks (tenant_id, id, content_id, generation_id, ordinal, hash, text_hash, text, tokens,"
+            " page, heading, start_ms, end_ms, box)"
+            " select $1, c.id, $2, $3, c.ordinal, c.hash, c.text_hash, c.text, c.tokens, c.page, c.heading,"
+            " c.start_ms, c.end_ms, string_to_array(nullif(c.box, ''), ' ')::real[]"
+            " from unnest($4::uuid[], $5::int[], $6::bytea[], $7::bytea[], $8::text[], $9::int[], $10::int[],"
+            " $11::text[], $12::int[], $13::int[], $14::text[])"
+            " as c (id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box)"
+            " on conflict (tenant_id, hash) do nothing",
+            self._ctx.tenant_id,
+            content_id,
+            generation_id,
+            [chunk.id for chunk in chunks],
+            [chunk.ordinal for chunk in chunks],
+            [chunk.hash for chunk in chunks],
+            [chunk.text_hash for chunk in chunks],
+            [chunk.text for chunk in chunks],
+            [chunk.tokens for chunk in chunks],
+            [chunk.location.page for chunk in chunks],
+            [chunk.location.heading for chunk in chunks],
+            [chunk.location.start_ms for chunk in chunks],
+            [chunk.location.end_ms for chunk in chunks],
+            [" ".join(map(str, chunk.location.box or ())) for chunk in chunks],
+        )
+
+    async def hashes(self, generation_id: UUID) -> set[bytes]:
+        """Hashes of the chunks that a generation has; a rerun skips them."""
+        rows = await self._conn.fetch(
+            "select hash from chunks where tenant_id = $1 and generation_id = $2", self._ctx.tenant_id, generation_id
+        )
+        return {row["hash"] for row in rows}
+
+    async def remove(self, generation_id: UUID, *, limit: int) -> int:
+        """Removes up to `limit` chunks with their vectors and terms; answers how many, 0 when none is left."""
+        return sure(
+            await self._conn.fetchval(
+                "with gone as (delete from chunks where tenant_id = $1 and id in (select id from chunks"
+                " where tenant_id = $1 and generation_id = $2 limit $3) returning 1) select count(*)::int from gone",
+                self._ctx.tenant_id,
+                generation_id,
+                limit,
+            )
+        )
+
+    async def list(self, generation_id: UUID, *, limit: int, after: int) -> list[Chunk]:
+        """Up to `limit` chunks in the order of the text, those whose ordinal is greater than `after`."""
+        rows = await self._conn.fetch(
+            "select id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box from chunks"
+            " where tenant_id = $1 and generation_id = $2 and ordinal > $3 order by ordinal limit $4",
+            self._ctx.tenant_id,
+            generation_id,
+            after,
+            limit,
+        )
+        return [_chunk(row) for row in rows]
+
+
+def _chunk(row: asyncpg.Record) -> Chunk:
+    return Chunk(
+        id=row["id"],
+        ordinal=row["ordinal"],
+        hash=row["hash"],
+        text_hash=row["text_hash"],
+        text=row["text"],
+        tokens=row["tokens"],
+        location=Location(
+            page=row["page"],
+            heading=row["heading"],
+            start_ms=row["start_ms"],
+            end_ms=row["end_ms"],
+            box=tuple(row["box"]) if row["box"] else None,
+        ),
+    )

@@ -1,0 +1,205 @@
+"""SQL of documents. Each statement adds the tenant and the visibility predicate; the policies lie beneath."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from internal.entities.documents import Document, DocumentFilter, DocumentStatus, NewDocument, Visibility
+from internal.entities.ids import new_id
+from internal.repositories.rows import sure
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context
+
+# $1 is the tenant and $2 the user in each statement that uses these two.
+DOCUMENT = (
+    "select d.id, d.content_id, d.owner_id, d.generation_id, d.filename, c.media_type, d.source_type, c.size, c.sha256,"
+    " d.visibility, d.collection_id, k.name as collection, d.tags, c.metadata || d.metadata as metadata,"
+    " coalesce(g.chunk_count, 0) as chunk_count, t.status as task_status, d.created_at, d.updated_at"
+    " from documents d join contents c on c.tenant_id = d.tenant_id and c.id = d.content_id"
+    " left join collections k on k.tenant_id = d.tenant_id and k.id = d.collection_id"
+    " left join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id"
+    " left join lateral (select t.status from tasks t where t.tenant_id = d.tenant_id and t.document_id = d.id"
+    " and t.kind = 'ingest_content' order by t.created_at desc limit 1) t on true"
+)
+VISIBLE = " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2)"
+
+STATUS_OF_TASK = {
+    "queued": DocumentStatus.QUEUED,
+    "running": DocumentStatus.PROCESSING,
+    "succeeded": DocumentStatus.PROCESSING,
+    "failed": DocumentStatus.FAILED,
+    "dead": DocumentStatus.FAILED,
+    "cancelled": DocumentStatus.CANCELLED,
+}
+
+
+class DocumentRepository:
+    """Users' handles on contents, as far as the context's user may see them."""
+
+    def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
+        self._conn = conn
+        self._ctx = ctx
+
+    async def add(self, new: NewDocument) -> UUID | None:
+        """Adds a document of the context's user; None when this user holds the content already."""
+        return await self._conn.fetchval(
+            "insert into documents (tenant_id, id, content_id, owner_id, filename, source_type, visibility,"
+            " collection_id, tags) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            " on conflict (tenant_id, owner_id, content_id) do nothing returning id",
+            self._ctx.tenant_id,
+            new_id(),
+            new.content_id,
+            self._ctx.user_id,
+            new.filename,
+            new.source_type,
+            new.visibility.value,
+            new.collection_id,
+            new.tags,
+        )
+
+    async def find_own(self, content_id: UUID) -> Document | None:
+        """The context's user's document on this content."""
+        row = await self._conn.fetchrow(
+            DOCUMENT + VISIBLE + " and d.owner_id = $2 and d.content_id = $3",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            content_id,
+        )
+        return None if row is None else _document(row)
+
+    async def get(self, document_id: UUID) -> Document:
+        """Raises DOCUMENT_NOT_FOUND, for a foreign or private one too."""
+        row = await self._conn.fetchrow(
+            DOCUMENT + VISIBLE + " and d.id = $3", self._ctx.tenant_id, self._ctx.user_id, document_id
+        )
+        if row is None:
+            raise missing()
+        return _document(row)
+
+    async def update(
+        self,
+        document_id: UUID,
+        *,
+        filename: str,
+        tags: list[str],
+        collection_id: UUID | None,
+        visibility: Visibility,
+    ) -> None:
+        """Writes every changeable field. Raises DOCUMENT_NOT_FOUND."""
+        done = await self._conn.fetchval(
+            "update documents d set filename = $4, tags = $5, collection_id = $6, visibility = $7, updated_at = now()"
+            " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2) and d.id = $3 returning d.id",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_id,
+            filename,
+            tags,
+            collection_id,
+            visibility.value,
+        )
+        if done is None:
+            raise missing()
+
+    async def remove(self, document_id: UUID) -> UUID:
+        """Removes the handle and answers the content's id. Raises DOCUMENT_NOT_FOUND."""
+        content_id = await self._conn.fetchval(
+            "delete from documents d where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2)"
+            " and d.id = $3 returning d.content_id",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_id,
+        )
+        if content_id is None:
+            raise missing()
+        return content_id
+
+    async def visible(self, document_ids: list[UUID]) -> set[UUID]:
+        """Which of these ids the context's user may see."""
+        rows = await self._conn.fetch(
+            "select d.id from documents d where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2)"
+            " and d.id = any($3)",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_ids,
+        )
+        return {row["id"] for row in rows}
+
+    async def publish(self, content_id: UUID, generation_id: UUID) -> list[UUID]:
+        """Points every document of a content at its published generation; the worker's, for all owners."""
+        rows = await self._conn.fetch(
+            "update documents set generation_id = $3 where tenant_id = $1 and content_id = $2"
+            " and generation_id is distinct from $3 returning id",
+            self._ctx.tenant_id,
+            content_id,
+            generation_id,
+        )
+        return [row["id"] for row in rows]
+
+    async def holders(self, content_id: UUID) -> int:
+        """How many documents hold a content; the worker's, for all owners."""
+        return sure(
+            await self._conn.fetchval(
+                "select count(*)::int from documents where tenant_id = $1 and content_id = $2",
+                self._ctx.tenant_id,
+                content_id,
+            )
+        )
+
+    async def list(self, *, limit: int, before: tuple[datetime, UUID] | None, narrow: DocumentFilter) -> list[Document]:
+        """Up to `limit` documents, newest first, those older than the (created_at, id) of `before`."""
+        rows = await self._conn.fetch(
+            DOCUMENT + VISIBLE + " and ($3::timestamptz is null or (d.created_at, d.id) < ($3, $4::uuid))"
+            " and ($5::uuid is null or d.collection_id = $5) and ($6::text is null or $6 = any(d.tags))"
+            " and ($7::text is null or d.source_type = $7)"
+            " and ($8::text is null or position(lower($8) in lower(d.filename)) > 0)"
+            " and ($9::text is null or $9 = case when d.generation_id is not null then 'ready'"
+            " when t.status in ('failed', 'dead') then 'failed' when t.status = 'cancelled' then 'cancelled'"
+            " when t.status = 'queued' then 'queued' else 'processing' end)"
+            " order by d.created_at desc, d.id desc limit $10",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            before[0] if before else None,
+            before[1] if before else None,
+            narrow.collection_id,
+            narrow.tag,
+            narrow.source_type,
+            narrow.name,
+            narrow.status.value if narrow.status else None,
+            limit,
+        )
+        return [_document(row) for row in rows]
+
+
+def missing() -> AppError:
+    """The answer for an id that isn't there, is another tenant's, or is somebody's private one."""
+    return AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")
+
+
+def _document(row: asyncpg.Record) -> Document:
+    if row["generation_id"] is not None:
+        status = DocumentStatus.READY
+    else:
+        status = STATUS_OF_TASK.get(row["task_status"], DocumentStatus.QUEUED)
+    return Document(
+        id=row["id"],
+        content_id=row["content_id"],
+        owner_id=row["owner_id"],
+        generation_id=row["generation_id"],
+        filename=row["filename"],
+        media_type=row["media_type"],
+        source_type=row["source_type"],
+        size=row["size"],
+        sha256=row["sha256"],
+        visibility=Visibility(row["visibility"]),
+        collection_id=row["collection_id"],
+        collection=row["collection"],
+        tags=list(row["tags"]),
+        metadata=msgspec.json.decode(row["metadata"], type=dict[str, Any]),
+        chunk_count=row["chunk_count"],
+        status=status,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

@@ -1,0 +1,142 @@
+"""The ledger across tenants: calls of the functions in migrations/0005_ledger.sql, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from internal.entities.events import PublishedEvent
+from internal.entities.tasks import Lease, Queue, QueueDepth, Task, TaskStatus, Wakeup
+from internal.repositories.rows import sure
+from pkg.ctxutil import Role
+
+POISON_AFTER = 3
+JANITOR_BATCH = 5_000
+
+
+class LedgerRepository:
+    """Dispatch, claims, sweeps and publication. Times are the database server's, durations are seconds."""
+
+    def __init__(self, conn: asyncpg.Connection) -> None:
+        self._conn = conn
+
+    async def dispatch(self, queues: Sequence[Queue], *, window: int, per_tenant: int) -> dict[Queue, list[Wakeup]]:
+        """Picks due tasks, fairly, until `window` of a queue lie in Redis, `per_tenant` of each tenant."""
+        rows = await self._conn.fetch(
+            "select q.queue, d.task_id, d.number from unnest($1::text[]) as q (queue),"
+            " lateral dispatch_v1(q.queue, $2, $3) as d order by d.turn",
+            [queue.value for queue in queues],
+            window,
+            per_tenant,
+        )
+        return _by_queue(rows)
+
+    async def wake_relay(self) -> None:
+        """Tells the relay at commit that there is something to dispatch or to publish."""
+        await self._conn.execute("select pg_notify('dreamhub_tasks', '')")
+
+    async def unclaimed(self, *, older_than: float, limit: int) -> dict[Queue, list[Wakeup]]:
+        """Dispatched tasks that no worker has claimed for so long."""
+        rows = await self._conn.fetch("select queue, task_id, number from unclaimed_v1($1, $2)", older_than, limit)
+        return _by_queue(rows)
+
+    async def redispatch(self, lost: Sequence[Wakeup]) -> dict[Queue, list[Wakeup]]:
+        """Gives lost wake-ups a new number; those that were claimed meanwhile are left out."""
+        rows = await self._conn.fetch(
+            "select queue, task_id, number from redispatch_v1($1, $2)",
+            [wakeup.task_id for wakeup in lost],
+            [wakeup.number for wakeup in lost],
+        )
+        return _by_queue(rows)
+
+    async def claim(
+        self, delivered: Sequence[Wakeup], *, worker: str, lease_seconds: float, versions: Mapping[str, int]
+    ) -> list[tuple[Lease, bool]]:
+        """Leases on those of the delivered tasks that were free, each with whether it has a payload to read.
+
+        `versions` maps each kind that the worker knows to the newest version that it understands; a task beyond
+        them goes back to the queue untouched.
+        """
+        rows = await self._conn.fetch(
+            "select * from claim_v1($1, $2, $3, $4, $5, $6)",
+            [wakeup.task_id for wakeup in delivered],
+            [wakeup.number for wakeup in delivered],
+            worker,
+            lease_seconds,
+            list(versions),
+            list(versions.values()),
+        )
+        return [(Lease(task=_claimed(row), fence=row["fence"], worker=worker), row["has_payload"]) for row in rows]
+
+    async def sweep(self, *, grace: float) -> list[tuple[UUID, TaskStatus]]:
+        """Takes expired leases away: each task's id, and whether it is queued again, dead or cancelled."""
+        rows = await self._conn.fetch("select task_id, status from sweep_v1($1, $2)", POISON_AFTER, grace)
+        return [(row["task_id"], TaskStatus(row["status"])) for row in rows]
+
+    async def publish(self, limit: int) -> list[PublishedEvent]:
+        """Events that are still to be handed on, with their positions; the same again until they are marked."""
+        rows = await self._conn.fetch("select tenant_id, event_id, kind, event_position from publish_v1($1)", limit)
+        return [
+            PublishedEvent(
+                tenant_id=row["tenant_id"], id=row["event_id"], kind=row["kind"], position=row["event_position"]
+            )
+            for row in rows
+        ]
+
+    async def mark_published(self, events: Sequence[PublishedEvent]) -> None:
+        """Remembers that these were handed on."""
+        await self._conn.fetchval(
+            "select published_v1($1, $2)", [event.tenant_id for event in events], [event.id for event in events]
+        )
+
+    async def depth(self) -> list[QueueDepth]:
+        """Counts of each queue that isn't empty."""
+        rows = await self._conn.fetch("select queue, waiting, dispatched, running, oldest_seconds from depth_v1()")
+        return [
+            QueueDepth(
+                queue=Queue(row["queue"]),
+                waiting=row["waiting"],
+                dispatched=row["dispatched"],
+                running=row["running"],
+                oldest_seconds=row["oldest_seconds"],
+            )
+            for row in rows
+        ]
+
+    async def forget(self, *, keys_after: timedelta, events_after: timedelta) -> tuple[int, int]:
+        """Removes old idempotency keys and published events, a bounded number of each; answers how many."""
+        row = sure(
+            await self._conn.fetchrow(
+                "select keys, events from janitor_v1($1, $2, $3)", keys_after, events_after, JANITOR_BATCH
+            )
+        )
+        return row["keys"], row["events"]
+
+
+def _by_queue(rows: Sequence[asyncpg.Record]) -> dict[Queue, list[Wakeup]]:
+    found: dict[Queue, list[Wakeup]] = {}
+    for row in rows:
+        found.setdefault(Queue(row["queue"]), []).append(Wakeup(row["task_id"], row["number"]))
+    return found
+
+
+def _claimed(row: asyncpg.Record) -> Task:
+    """A task that has just been claimed; its payload is read under its own tenant."""
+    fields: dict[str, Any] = dict(row)
+    del fields["fence"], fields["has_payload"]
+    fields["id"] = fields.pop("task_id")
+    fields["queue"] = Queue(row["queue"])
+    fields["role"] = Role(row["role"])
+    return Task(
+        **fields,
+        status=TaskStatus.RUNNING,
+        payload={},
+        result=None,
+        error_code=None,
+        error_message=None,
+        cancel_requested=False,
+        due_at=row["started_at"],
+        finished_at=None,
+    )

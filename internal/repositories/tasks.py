@@ -1,0 +1,384 @@
+"""SQL of tasks: what users see and ask for, and what a worker writes under its lease."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from internal.entities.events import TaskFinished
+from internal.entities.ids import new_id
+from internal.entities.tasks import (
+    Attempt,
+    Ending,
+    Lease,
+    NewTask,
+    Outcome,
+    Queue,
+    Task,
+    TaskPolicy,
+    TaskStatus,
+    check_transition,
+)
+from internal.repositories.outbox import OutboxRepository
+from internal.repositories.rows import sure
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context, Role
+
+CHANNEL = "dreamhub_tasks"
+QUEUE_FULL_SECONDS = 30.0
+
+TASK = (
+    "select t.tenant_id, t.id, t.kind, t.version, t.queue, t.priority, t.status, t.stage, t.progress, t.user_id,"
+    " t.role, t.request_id, t.trace_id, t.document_id, t.content_id, t.payload, t.result, t.error_code,"
+    " t.error_message, t.attempts, t.retry_count, t.max_retries, t.lost_leases,"
+    " t.cancel_requested_at is not null as cancel_requested, t.due_at, t.created_at, t.started_at, t.finished_at"
+    " from tasks t"
+)
+# $1 is the tenant and $2 the user in each statement that uses this. The policy of the application's role says the same.
+VISIBLE = (
+    " where t.tenant_id = $1 and (t.user_id = $2 or exists (select 1 from documents d where d.tenant_id = $1"
+    " and d.id = t.document_id and (d.visibility = 'tenant' or d.owner_id = $2)))"
+)
+
+# Leases given back: task, attempt and event in one statement. A finished task's event is TaskFinished. It doesn't wake
+# the relay: with a notification in each of many small transactions, commits would stand in line for one lock.
+END = (
+    "with given as (select * from unnest($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],"
+    " $8::text[], $9::int[], $10::float8[], $11::uuid[], $12::text[])"
+    " as g (id, fence, status, outcome, result, code, message, tries, delay, event_id, event)),"
+    " ended as (update tasks t set status = g.status,"
+    " stage = case when g.outcome = 'held' then 'held' else g.status end,"
+    " progress = case when g.status = 'succeeded' then 1 else t.progress end, result = g.result::jsonb,"
+    " error_code = g.code, error_message = g.message, retry_count = t.retry_count + g.tries,"
+    " due_at = clock_timestamp() + make_interval(secs => g.delay),"
+    " finished_at = case when g.status <> 'queued' then clock_timestamp() end,"
+    " worker = null, lease_until = null, dispatched_at = null from given g"
+    " where t.tenant_id = $1 and t.id = any($2) and t.id = g.id and t.fence = g.fence and t.status = 'running'"
+    " returning t.id, t.fence, t.attempts, g.status, g.outcome, g.code, g.message, g.event_id, g.event),"
+    " attempt as (update task_attempts a set outcome = e.outcome, finished_at = clock_timestamp(),"
+    " error_code = e.code, error_message = e.message from ended e"
+    " where a.tenant_id = $1 and a.task_id = any($2) and a.task_id = e.id and a.number = e.attempts),"
+    " event as (insert into outbox (tenant_id, id, kind, payload)"
+    " select $1, e.event_id, 'task.finished', e.event::jsonb from ended e where e.status <> 'queued')"
+    " select e.id, e.fence from ended e"
+)
+
+
+class TaskRepository:
+    """Tasks of one tenant, as far as the context's user may see them, and the writes of a lease's holder."""
+
+    def __init__(self, conn: asyncpg.Connection, ctx: Context, policy: TaskPolicy) -> None:
+        self._conn = conn
+        self._ctx = ctx
+        self._policy = policy
+
+    async def add(self, new: NewTask) -> Task:
+        """Queues a task of the context's user and wakes the relay at commit. Raises QUEUE_FULL at the tenant's cap."""
+        if new.bounded and await self.unfinished() >= self._policy.queue_depth:
+            raise AppError(
+                Code.QUEUE_FULL,
+                f"{self._policy.queue_depth} tasks of this tenant are waiting already; try again when some are done.",
+                retry_after=QUEUE_FULL_SECONDS,
+            )
+        task_id = new_id()
+        await self._conn.execute(
+            "with task as (insert into tasks (tenant_id, id, kind, version, queue, priority, user_id, role, request_id,"
+            " trace_id, document_id, content_id, payload, max_retries)"
+            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14))"
+            " select pg_notify('dreamhub_tasks', '')",
+            self._ctx.tenant_id,
+            task_id,
+            new.kind,
+            new.version,
+            new.queue.value,
+            new.priority,
+            self._ctx.user_id,
+            self._ctx.role.value,
+            self._ctx.request_id,
+            self._ctx.trace_id,
+            new.document_id,
+            new.content_id,
+            _json(new.payload),
+            self._policy.max_retries,
+        )
+        return await self.get(task_id)
+
+    async def unfinished(self) -> int:
+        """How many of the tenant's tasks are queued or running, the invisible ones too; counts up to the cap."""
+        return sure(await self._conn.fetchval("select unfinished_v1($1)", self._policy.queue_depth))
+
+    async def find(self, task_id: UUID) -> Task | None:
+        """The task, or None when there is none that the context's user may see."""
+        row = await self._conn.fetchrow(
+            TASK + VISIBLE + " and t.id = $3", self._ctx.tenant_id, self._ctx.user_id, task_id
+        )
+        return None if row is None else _task(row)
+
+    async def get(self, task_id: UUID) -> Task:
+        """Raises TASK_NOT_FOUND, for a foreign or private one too."""
+        found = await self.find(task_id)
+        if found is None:
+            raise _missing()
+        return found
+
+    async def attempts(self, task_id: UUID) -> list[Attempt]:
+        """Every try at the task, the first one first. Raises TASK_NOT_FOUND."""
+        await self.get(task_id)
+        rows = await self._conn.fetch(
+            "select number, worker, started_at, finished_at, outcome, error_code, error_message from task_attempts"
+            " where tenant_id = $1 and task_id = $2 order by number",
+            self._ctx.tenant_id,
+            task_id,
+        )
+        return [_attempt(row) for row in rows]
+
+    async def latest_for_documents(self, document_ids: list[UUID]) -> dict[UUID, Task]:
+        """The newest task of each document; documents without a visible one are left out."""
+        rows = await self._conn.fetch(
+            TASK.replace("select", "select distinct on (t.document_id)", 1)
+            + VISIBLE
+            + " and t.document_id = any($3) order by t.document_id, t.created_at desc, t.id desc",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_ids,
+        )
+        return {row["document_id"]: _task(row) for row in rows}
+
+    async def retry(self, task_id: UUID) -> Task:
+        """Queues a failed, dead or cancelled task with all its tries. Raises TASK_NOT_FOUND, TASK_NOT_RETRYABLE."""
+        check_transition(await self._lock(task_id), TaskStatus.QUEUED)
+        await self._requeue([task_id])
+        return await self.get(task_id)
+
+    async def cancel(self, task_id: UUID) -> Task:
+        """Cancels a queued task at once, asks a running one's worker. Raises TASK_NOT_FOUND, TASK_NOT_CANCELLABLE."""
+        status = await self._lock(task_id)
+        check_transition(status, TaskStatus.CANCELLED)
+        if status is TaskStatus.QUEUED:
+            await self._conn.execute(
+                "update tasks set status = 'cancelled', stage = 'cancelled', dispatched_at = null,"
+                " cancel_requested_at = clock_timestamp(), finished_at = clock_timestamp()"
+                " where tenant_id = $1 and id = $2",
+                self._ctx.tenant_id,
+                task_id,
+            )
+            task = await self.get(task_id)
+            await OutboxRepository(self._conn, self._ctx).add(_finished(task, TaskStatus.CANCELLED, None))
+            return task
+        await self._conn.execute(
+            "update tasks set cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())"
+            " where tenant_id = $1 and id = $2",
+            self._ctx.tenant_id,
+            task_id,
+        )
+        return await self.get(task_id)
+
+    async def cancel_for_document(self, document_id: UUID) -> None:
+        """Cancels whatever is still to be done for a document that the context's user may see."""
+        rows = await self._conn.fetch(
+            "select t.id from tasks t" + VISIBLE + " and t.document_id = $3"  # noqa: S608 - constants
+            " and t.status in ('queued', 'running') order by t.id for update of t",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_id,
+        )
+        for row in rows:
+            await self.cancel(row["id"])
+
+    async def redrive(self, task_id: UUID) -> Task:
+        """Queues a dead letter again. Raises TASK_NOT_FOUND when it isn't one that the context's user may see."""
+        if await self._lock(task_id) is not TaskStatus.DEAD:
+            raise _missing()
+        return await self.retry(task_id)
+
+    async def redrive_batch(self, limit: int) -> list[UUID]:
+        """Queues up to `limit` dead letters that the context's user may see, the oldest first; answers their ids."""
+        rows = await self._conn.fetch(
+            "select t.id from tasks t" + VISIBLE + " and t.status = 'dead' order by t.id limit $3 for update of t",  # noqa: S608 - constants
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            limit,
+        )
+        ids = [row["id"] for row in rows]
+        await self._requeue(ids)
+        return ids
+
+    async def fence(self, lease: Lease) -> None:
+        """Keeps the lease until this transaction ends; a worker's first statement. Raises TASK_FENCED.
+
+        A lease whose time is over but that nobody has taken away is still good: as long as this lock is held, the
+        sweeper passes over the task.
+        """
+        held = await self._conn.fetchval(
+            "select true from tasks where tenant_id = $1 and id = $2 and fence = $3 and status = 'running' for share",
+            self._ctx.tenant_id,
+            lease.task.id,
+            lease.fence,
+        )
+        if not held:
+            raise _fenced()
+
+    async def heartbeat(self, lease: Lease, lease_seconds: float) -> bool:
+        """Renews the lease; True when somebody asked to cancel the task. Raises TASK_FENCED."""
+        cancelled = await self._conn.fetchval(
+            "update tasks set lease_until = clock_timestamp() + make_interval(secs => $4)"
+            " where tenant_id = $1 and id = $2 and fence = $3 and status = 'running'"
+            " returning cancel_requested_at is not null",
+            self._ctx.tenant_id,
+            lease.task.id,
+            lease.fence,
+            lease_seconds,
+        )
+        if cancelled is None:
+            raise _fenced()
+        return cancelled
+
+    async def progress(self, lease: Lease, stage: str, progress: float) -> None:
+        """Tells readers how far the task is, 0 to 1. Raises TASK_FENCED."""
+        done = await self._conn.fetchval(
+            "update tasks set stage = $4, progress = $5"
+            " where tenant_id = $1 and id = $2 and fence = $3 and status = 'running' returning true",
+            self._ctx.tenant_id,
+            lease.task.id,
+            lease.fence,
+            stage,
+            progress,
+        )
+        if not done:
+            raise _fenced()
+
+    async def succeed(self, lease: Lease, result: dict[str, Any]) -> None:
+        """Ends the task well. Raises TASK_FENCED."""
+        await self.end(lease, Ending(status=TaskStatus.SUCCEEDED, outcome=Outcome.SUCCEEDED, result=result))
+
+    async def end(self, lease: Lease, ending: Ending) -> None:
+        """Gives the lease back, for good or for another attempt, and tells the outbox. Raises TASK_FENCED."""
+        if not await self.end_all([(lease, ending)]):
+            raise _fenced()
+
+    async def end_all(self, endings: Sequence[tuple[Lease, Ending]]) -> set[tuple[UUID, int]]:
+        """The same for many at once; answers (task id, fence) of those whose lease was still held."""
+        for _lease, ending in endings:
+            check_transition(TaskStatus.RUNNING, ending.status)
+        rows = await self._conn.fetch(
+            END,
+            self._ctx.tenant_id,
+            [lease.task.id for lease, _ending in endings],
+            [lease.fence for lease, _ending in endings],
+            [ending.status.value for _lease, ending in endings],
+            [ending.outcome.value for _lease, ending in endings],
+            [None if ending.result is None else _json(ending.result) for _lease, ending in endings],
+            [ending.error_code for _lease, ending in endings],
+            [ending.error_message for _lease, ending in endings],
+            [int(ending.used_try) for _lease, ending in endings],
+            [ending.delay for _lease, ending in endings],
+            [new_id() for _ in endings],
+            [_json(_finished(lease.task, ending.status, ending.error_code).payload()) for lease, ending in endings],
+        )
+        return {(row["id"], row["fence"]) for row in rows}
+
+    async def payload(self, task_id: UUID) -> dict[str, Any]:
+        """What the task was given; a worker's read. Raises TASK_NOT_FOUND."""
+        found = await self._conn.fetchval(
+            "select payload from tasks where tenant_id = $1 and id = $2", self._ctx.tenant_id, task_id
+        )
+        if found is None:
+            raise _missing()
+        return msgspec.json.decode(found)
+
+    async def _requeue(self, task_ids: list[UUID]) -> None:
+        await self._conn.execute(
+            "with again as (update tasks set status = 'queued', stage = 'queued', progress = 0, retry_count = 0,"
+            " lost_leases = 0, error_code = null, error_message = null, result = null, dispatched_at = null,"
+            " cancel_requested_at = null, finished_at = null, due_at = clock_timestamp()"
+            " where tenant_id = $1 and id = any($2)) select pg_notify('dreamhub_tasks', '')",
+            self._ctx.tenant_id,
+            task_ids,
+        )
+
+    async def _lock(self, task_id: UUID) -> TaskStatus:
+        row = await self._conn.fetchrow(
+            "select t.status from tasks t" + VISIBLE + " and t.id = $3 for update of t",  # noqa: S608 - constants
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            task_id,
+        )
+        if row is None:
+            raise _missing()
+        return TaskStatus(row["status"])
+
+    async def list(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        queue: Queue | None = None,
+        document_id: UUID | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> tuple[list[Task], str | None]:
+        """Up to `limit` tasks, the newest first, and the cursor of the next page. Raises REQUEST_INVALID."""
+        rows = await self._conn.fetch(
+            TASK + VISIBLE + " and ($3::text is null or t.status = $3) and ($4::text is null or t.queue = $4)"
+            " and ($5::uuid is null or t.document_id = $5) and ($6::uuid is null or t.id < $6)"
+            " order by t.id desc limit $7",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            status and status.value,
+            queue and queue.value,
+            document_id,
+            _position(cursor),
+            limit + 1,
+        )
+        # Ids are UUIDv7, so their order is the order of creation.
+        items = [_task(row) for row in rows[:limit]]
+        return items, (str(items[-1].id) if len(rows) > limit else None)
+
+
+def _task(row: asyncpg.Record) -> Task:
+    fields: dict[str, Any] = dict(row)
+    fields["queue"] = Queue(row["queue"])
+    fields["status"] = TaskStatus(row["status"])
+    fields["role"] = Role(row["role"])
+    fields["payload"] = msgspec.json.decode(row["payload"])
+    fields["result"] = None if row["result"] is None else msgspec.json.decode(row["result"])
+    return Task(**fields)
+
+
+def _attempt(row: asyncpg.Record) -> Attempt:
+    fields: dict[str, Any] = dict(row)
+    fields["outcome"] = None if row["outcome"] is None else Outcome(row["outcome"])
+    return Attempt(**fields)
+
+
+def _finished(task: Task, status: TaskStatus, error_code: str | None) -> TaskFinished:
+    return TaskFinished(
+        task_id=task.id,
+        task_kind=task.kind,
+        status=status.value,
+        document_id=task.document_id,
+        content_id=task.content_id,
+        error_code=error_code,
+    )
+
+
+def _json(value: dict[str, Any]) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _position(cursor: str | None) -> UUID | None:
+    if cursor is None:
+        return None
+    try:
+        return UUID(cursor)
+    except ValueError:
+        raise AppError(Code.REQUEST_INVALID, "cursor: want the next_cursor of an earlier answer.") from None
+
+
+def _missing() -> AppError:
+    return AppError(Code.TASK_NOT_FOUND, "There is no such task.")
+
+
+def _fenced() -> AppError:
+    return AppError(Code.TASK_FENCED, "This worker no longer holds the task; another one may be at it.")

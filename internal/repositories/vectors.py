@@ -1,0 +1,75 @@
+"""SQL of vectors: written in bulk under an unpublished generation, into the partitioned table of a space."""
+
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+import numpy.typing as npt
+from pgvector import HalfVector, Vector
+
+from internal.entities.search import Space
+from pkg.ctxutil import Context
+
+Vectors = npt.NDArray[np.float32]
+
+STATEMENT_BYTES = 200_000
+"""Of embeddings in one statement; the statements of a call go out together. A parameter of some megabytes costs the
+server three to five times as much a byte, because memory of that size is mapped and returned each time."""
+
+
+class VectorRepository:
+    """Vectors of one tenant's passages."""
+
+    def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
+        self._conn = conn
+        self._ctx = ctx
+
+    async def add(
+        self, space: Space, generation_id: UUID, source_type: str, chunk_ids: list[UUID], embeddings: Vectors
+    ) -> None:
+        """Inserts many at once; `embeddings` has the shape (len(chunk_ids), space.dim). Those that are there stay."""
+        if embeddings.shape != (len(chunk_ids), space.dim):
+            raise ValueError(f"want {(len(chunk_ids), space.dim)} embeddings, got {embeddings.shape}")
+        # asyncpg would take an array of arrays apart; these it hands to pgvector's codec as they are.
+        wrap = Vector if space.storage == "vector" else HalfVector
+        rows = max(1, STATEMENT_BYTES // (4 * space.dim))
+        await self._conn.executemany(
+            f"insert into {space.table} (tenant_id, chunk_id, generation_id, source_type, embedding)"  # noqa: S608 - a name made by code
+            f" select $1, r.chunk_id, $2, $3, r.embedding from unnest($4::uuid[], $5::{space.storage}[])"
+            " as r (chunk_id, embedding) on conflict (tenant_id, chunk_id) do nothing",
+            [
+                (
+                    self._ctx.tenant_id,
+                    generation_id,
+                    source_type,
+                    chunk_ids[start : start + rows],
+                    [wrap(row) for row in embeddings[start : start + rows]],
+                )
+                for start in range(0, len(chunk_ids), rows)
+            ],
+        )
+
+    async def reuse(self, space: Space, text_hashes: list[bytes]) -> dict[bytes, Vectors]:
+        """Vectors that the tenant has for texts with these hashes, of any file, so that nothing is computed twice."""
+        rows = await self._conn.fetch(
+            f"select distinct on (c.text_hash) c.text_hash, v.embedding from chunks c"  # noqa: S608 - a name made by code
+            f" join {space.table} v on v.tenant_id = $1 and v.chunk_id = c.id"
+            " where c.tenant_id = $1 and c.text_hash = any($2)",
+            self._ctx.tenant_id,
+            text_hashes,
+        )
+        return {row["text_hash"]: row["embedding"].to_numpy().astype(np.float32) for row in rows}
+
+    async def analyze(self, space: Space) -> None:
+        """Refreshes the statistics of the tenant's partition if many rows have come since; a few milliseconds.
+
+        Without them the planner scans the partition instead of using its index.
+        """
+        partition = await self._conn.fetchval(
+            "select c.oid::regclass::text from pg_class c"  # noqa: S608 - a name made by code
+            f" where c.oid = (select tableoid from {space.table} where tenant_id = $1 limit 1)"
+            " and (c.reltuples < 0 or pg_stat_get_mod_since_analyze(c.oid) > 50 + c.reltuples / 10)",
+            self._ctx.tenant_id,
+        )
+        if partition is not None:
+            await self._conn.execute(f"analyze {partition}")

@@ -1,0 +1,328 @@
+"""Conversations, and answers drawn from the documents with citations."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from internal.entities.conversations import (
+    NOT_IN_DOCUMENTS,
+    AnswerEvent,
+    Citation,
+    Citations,
+    Conversation,
+    ConversationChanges,
+    Delta,
+    Done,
+    Message,
+    MessageStatus,
+    NewMessage,
+    Passage,
+    Prompt,
+    Usage,
+)
+from internal.entities.search import Filters, SearchRequest, SearchResult
+from internal.providers.llm import ChatModel
+from internal.repositories.store import Store, Tx
+from internal.services.citations import AnswerText
+from internal.services.evidence import language
+from internal.services.prompts import NOT_FOUND, build, standalone
+from internal.services.quotes import Quoter
+from pkg import logger
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context
+
+PASSAGES = 8
+HISTORY = 12
+LONGEST_QUESTION = 10_000
+LONGEST_TITLE = 200
+LONGEST_COMMENT = 4000
+GIVEN_TITLE = 80
+MOST_DOCUMENTS = 200
+CUT_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+class Searches(Protocol):
+    """What chat needs of the search."""
+
+    async def search(self, ctx: Context, request: SearchRequest) -> SearchResult:
+        """Passages for a query, best first."""
+        ...
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that is stored and searched for, ready to be answered once."""
+
+    conversation_id: UUID
+    question: str
+    prompt: Prompt
+
+
+class ChatService:
+    """The rules of conversations. A conversation exists for its own user alone."""
+
+    def __init__(self, store: Store, search: Searches, model: ChatModel, quoter: Quoter) -> None:
+        self._store = store
+        self._search = search
+        self._model = model
+        self._quoter = quoter
+        self._writing: set[asyncio.Task[Any]] = set()
+        self._log = logger.get("chat")
+
+    async def add(self, ctx: Context, *, title: str = "", document_ids: list[UUID] | None = None) -> Conversation:
+        """Starts a conversation, over some documents or over all. Raises DOCUMENT_NOT_FOUND."""
+        _check_text("title", title, longest=LONGEST_TITLE)
+        async with self._store.tenant(ctx) as tx:
+            await _check_documents(tx, document_ids or [])
+            return await tx.conversations.add(title.strip(), document_ids or [])
+
+    async def get(self, ctx: Context, conversation_id: UUID) -> Conversation:
+        """Raises CONVERSATION_NOT_FOUND."""
+        async with self._store.tenant(ctx) as tx:
+            return await tx.conversations.get(conversation_id)
+
+    async def update(self, ctx: Context, conversation_id: UUID, changes: ConversationChanges) -> Conversation:
+        """Raises CONVERSATION_NOT_FOUND or DOCUMENT_NOT_FOUND."""
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.conversations.get(conversation_id)
+            title = known.title if changes.title is msgspec.UNSET else changes.title
+            document_ids = known.document_ids if changes.document_ids is msgspec.UNSET else changes.document_ids
+            _check_text("title", title, longest=LONGEST_TITLE)
+            if changes.document_ids is not msgspec.UNSET:
+                await _check_documents(tx, document_ids)
+            return await tx.conversations.update(conversation_id, title=title.strip(), document_ids=document_ids)
+
+    async def remove(self, ctx: Context, conversation_id: UUID) -> None:
+        """Removes it with all that was said in it. Raises CONVERSATION_NOT_FOUND."""
+        async with self._store.tenant(ctx) as tx:
+            await tx.conversations.remove(conversation_id)
+
+    async def messages(
+        self, ctx: Context, conversation_id: UUID, *, limit: int, after: tuple[datetime, UUID] | None
+    ) -> list[Message]:
+        """Up to `limit` messages, oldest first, those after the (created_at, id). Raises CONVERSATION_NOT_FOUND."""
+        async with self._store.tenant(ctx) as tx:
+            await tx.conversations.get(conversation_id)
+            return await tx.messages.list(conversation_id, limit=limit, after=after)
+
+    async def rate(
+        self, ctx: Context, conversation_id: UUID, message_id: UUID, *, rating: int, comment: str | None = None
+    ) -> None:
+        """Keeps the user's opinion of an answer: 1 or -1. Raises CONVERSATION_NOT_FOUND or MESSAGE_NOT_FOUND."""
+        if rating not in (1, -1):
+            raise _invalid("rating", "must be 1 or -1")
+        _check_text("comment", comment or "", longest=LONGEST_COMMENT)
+        async with self._store.tenant(ctx) as tx:
+            await tx.conversations.get(conversation_id)
+            await tx.messages.rate(conversation_id, message_id, rating=rating, comment=comment)
+
+    async def begin(
+        self, ctx: Context, conversation_id: UUID, content: str, document_ids: list[UUID] | None = None
+    ) -> Turn:
+        """Stores the question and finds passages for it. What can be refused is refused here, before anything is sent.
+
+        `document_ids` narrows this question instead of the conversation's own documents. Raises REQUEST_INVALID,
+        CONVERSATION_NOT_FOUND, DOCUMENT_NOT_FOUND, and what the search raises.
+        """
+        question = content.strip()
+        _check_text("content", question, longest=LONGEST_QUESTION, shortest=1)
+        async with self._store.tenant(ctx) as tx:
+            conversation = await tx.conversations.get(conversation_id)
+            await _check_documents(tx, document_ids or [])
+            history = await tx.messages.latest(conversation_id, limit=HISTORY)
+            await tx.messages.add(conversation_id, NewMessage(role="user", content=question))
+            await tx.conversations.touch(conversation_id, title=" ".join(question.split())[:GIVEN_TITLE])
+        searched = standalone(question, history)
+        narrow = Filters(document_ids=document_ids or conversation.document_ids)
+        result = await self._search.search(ctx, SearchRequest(query=searched, k=PASSAGES, filters=narrow))
+        passages = [
+            Passage(
+                number=number,
+                chunk_id=hit.chunk_id,
+                document_id=hit.document_id,
+                filename=hit.filename,
+                text=hit.text,
+                score=hit.score,
+                location=hit.location,
+            )
+            for number, hit in enumerate(result.items, 1)
+        ]
+        prompt = build(question, searched, passages, history)
+        return Turn(conversation_id=conversation_id, question=question, prompt=prompt)
+
+    async def stream(self, ctx: Context, turn: Turn) -> AsyncGenerator[AnswerEvent]:
+        """Deltas, citations, done. Raises MODEL_UNAVAILABLE or MODEL_REFUSED, also in the middle.
+
+        However it ends, what was sent is stored: whole, `failed`, or `cut` when the reader goes away, which also ends
+        the model's call.
+        """
+        draft = _Draft(turn, self._model)
+        try:
+            async with aclosing(self._pieces(ctx, turn)) as pieces:
+                async for piece in pieces:
+                    if text := draft.feed(piece):
+                        yield Delta(text)
+            if text := draft.finish():
+                yield Delta(text)
+            citations = await self._quoter.cite(ctx, draft.text.cited())
+            yield Citations(citations)
+            # From here on the answer is complete, even if the reader leaves before the last event.
+            message = await self._write(ctx, draft, MessageStatus.COMPLETE, citations)
+        except (asyncio.CancelledError, GeneratorExit):
+            await self._write_unfinished(ctx, draft, MessageStatus.CUT)
+            raise
+        except Exception:
+            await self._write_unfinished(ctx, draft, MessageStatus.FAILED)
+            raise
+        yield Done(message)
+
+    async def answer(
+        self, ctx: Context, conversation_id: UUID, content: str, document_ids: list[UUID] | None = None
+    ) -> AsyncGenerator[AnswerEvent]:
+        """`begin` and `stream` in one."""
+        turn = await self.begin(ctx, conversation_id, content, document_ids)
+        async with aclosing(self.stream(ctx, turn)) as events:
+            async for event in events:
+                yield event
+
+    async def reply(
+        self, ctx: Context, conversation_id: UUID, content: str, document_ids: list[UUID] | None = None
+    ) -> Message:
+        """The whole answer at once. Raises what `begin` and `stream` raise."""
+        async with aclosing(self.answer(ctx, conversation_id, content, document_ids)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    return event.message
+        raise AppError(Code.INTERNAL, "The answer ended without a message.")
+
+    async def close(self) -> None:
+        """Waits for answers whose readers went away to be stored."""
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=CUT_SECONDS)
+
+    async def list(self, ctx: Context, *, limit: int, before: tuple[datetime, UUID] | None) -> list[Conversation]:
+        """Up to `limit` conversations, last used first, those before the (updated_at, id)."""
+        async with self._store.tenant(ctx) as tx:
+            return await tx.conversations.list(limit=limit, before=before)
+
+    async def _pieces(self, ctx: Context, turn: Turn) -> AsyncGenerator[str | Usage]:
+        """The model's answer; where the search found nothing no model is asked, since it could only invent."""
+        if not turn.prompt.passages:
+            yield NOT_IN_DOCUMENTS
+            yield Usage()
+            return
+        async with aclosing(self._model.stream(ctx, turn.prompt)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _write(
+        self, ctx: Context, draft: "_Draft", status: MessageStatus, citations: "list[Citation]"
+    ) -> Message:
+        """Stores the answer; a reader who leaves meanwhile doesn't undo it."""
+        draft.written = True
+        return await asyncio.shield(self._spawn(self._store_answer(ctx, draft, status, citations)))
+
+    async def _write_unfinished(self, ctx: Context, draft: "_Draft", status: MessageStatus) -> None:
+        """Stores what was sent, in a task of its own: the one that was cancelled may be cancelled again."""
+        if draft.written:
+            return
+        draft.written = True
+        await asyncio.shield(self._spawn(self._store_unfinished(ctx, draft, status)))
+
+    async def _store_unfinished(self, ctx: Context, draft: "_Draft", status: MessageStatus) -> None:
+        try:
+            async with asyncio.timeout(CUT_SECONDS):
+                citations = await self._quoter.cite(ctx, draft.text.cited())
+                await self._store_answer(ctx, draft, status, citations)
+        except (AppError, TimeoutError) as error:
+            # Nobody is there to be told: the reader left, or is being told of the failure that came first.
+            self._log.warning("unfinished answer not stored", status=status.value, error=str(error))
+
+    async def _store_answer(
+        self, ctx: Context, draft: "_Draft", status: MessageStatus, citations: "list[Citation]"
+    ) -> Message:
+        async with self._store.tenant(ctx) as tx:
+            return await tx.messages.add(
+                draft.turn.conversation_id,
+                NewMessage(
+                    role="assistant",
+                    content=draft.text.text,
+                    citations=tuple(citations),
+                    usage=draft.usage,
+                    model=self._model.name,
+                    status=status,
+                    answered=not draft.absent,
+                ),
+            )
+
+    def _spawn(self, work: "Coroutine[Any, Any, T]") -> "asyncio.Task[T]":
+        task = asyncio.create_task(work)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
+
+
+class _Draft:
+    """An answer in the making: what was sent so far, and what it cost."""
+
+    def __init__(self, turn: Turn, model: ChatModel) -> None:
+        self.turn = turn
+        self.text = AnswerText(turn.prompt.passages)
+        self.absent = False
+        self.written = False
+        self._model = model
+        self._usage: Usage | None = None
+        self._opening: str | None = ""
+
+    @property
+    def usage(self) -> Usage:
+        """As the model told, or its own estimate where it was cut short."""
+        return self._usage or self._model.estimate(self.turn.prompt, self.text.text)
+
+    def feed(self, piece: str | Usage) -> str:
+        """What may be sent of it. The opening is held back until it is clear that it isn't NOT_IN_DOCUMENTS."""
+        if isinstance(piece, Usage):
+            self._usage = piece
+            return ""
+        if self.absent:
+            return ""
+        if self._opening is None:
+            return self.text.feed(piece)
+        self._opening += piece
+        bare = self._opening.lstrip(" \n\t\"'`*[(")
+        if bare.startswith(NOT_IN_DOCUMENTS):
+            self.absent = True
+            return self.text.feed(NOT_FOUND[language(self.turn.question)])
+        if NOT_IN_DOCUMENTS.startswith(bare):
+            return ""
+        opening, self._opening = self._opening, None
+        return self.text.feed(opening)
+
+    def finish(self) -> str:
+        """What was held back, at the end."""
+        held, self._opening = ("" if self.absent else self._opening or ""), None
+        return self.text.feed(held) + self.text.finish()
+
+
+async def _check_documents(tx: Tx, document_ids: "list[UUID]") -> None:
+    if len(document_ids) > MOST_DOCUMENTS:
+        raise _invalid("document_ids", f"at most {MOST_DOCUMENTS} documents")
+    if document_ids and set(document_ids) - await tx.documents.visible(document_ids):
+        raise AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")
+
+
+def _check_text(field: str, text: str, *, longest: int, shortest: int = 0) -> None:
+    if not shortest <= len(text) <= longest:
+        raise _invalid(field, f"want {shortest} to {longest} characters")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise _invalid(field, "has a NUL or half of a surrogate pair, which is not text")
+
+
+def _invalid(field: str, message: str) -> AppError:
+    return AppError(Code.REQUEST_INVALID, f"{field} {message}.", errors=[{"field": field, "message": message}])

@@ -1,0 +1,108 @@
+"""Numbered citations: found in the text as it streams, renumbered, and backed by the exact words of a passage."""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from internal.entities.conversations import Passage
+from internal.services.safetext import SafeText
+
+OPENING = re.compile(r"[\[【［]")
+MARK = re.compile(r"[\[【［]\s*\^?\s*(\d{1,3}(?:\s*[-–,，、;；]\s*\d{1,3})*)\s*(?:†[^\]】］\n]{0,40})?[\]】］]")
+UNFINISHED = re.compile(r"[\[【［][\s\d^,，、;；\-–]{0,40}(?:†[^\]】］\n]{0,40})?\Z")
+RANGE = re.compile(r"(\d+)\s*[-–]\s*(\d+)|(\d+)")
+LONGEST_RANGE = 20
+SENTENCE_END = re.compile(r"(?<=[。！？\n])|(?<=[.!?])\s+")
+CLAIM_CHARACTERS = 600
+
+
+class Cited(msgspec.Struct, frozen=True):
+    """A passage that the answer refers to, and the statements that it backs."""
+
+    index: int
+    passage: Passage
+    claims: tuple[str, ...]
+
+
+class AnswerText:
+    """Turns a model's raw deltas into what may be sent: harmless text, marks numbered in order of appearance.
+
+    Accepts [1], [1, 2], [1-3], [^1], 【1】 and 【1†source】. Marks of passages that don't exist are dropped.
+    """
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self._passages = {passage.number: passage for passage in passages}
+        self._safe = SafeText()
+        self._held = ""
+        self._plain = ""
+        self._claims: dict[int, list[str]] = {}
+        self._sent: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All that was given back so far."""
+        return "".join(self._sent)
+
+    def feed(self, delta: str) -> str:
+        """What of the text so far may be sent."""
+        text = self._held + delta
+        held = UNFINISHED.search(text)
+        at = held.start() if held else len(text)
+        self._held = text[at:]
+        return self._send(self._take(text[:at]))
+
+    def finish(self) -> str:
+        """What was held back, at the end."""
+        rest, self._held = self._held, ""
+        return self._send(self._take(rest) + self._safe.finish())
+
+    def cited(self) -> list[Cited]:
+        """The passages that were referred to, by index."""
+        return [
+            Cited(index, self._passages[number], tuple(dict.fromkeys(claims)))
+            for index, (number, claims) in enumerate(self._claims.items(), 1)
+        ]
+
+    def _send(self, text: str) -> str:
+        if text:
+            self._sent.append(text)
+        return text
+
+    def _take(self, text: str) -> str:
+        out: list[str] = []
+        at = 0
+        for match in MARK.finditer(text):
+            out.append(self._words(text[at : match.start()]))
+            out.append(self._safe.mark(self._renumbered(match.group(1))))
+            at = match.end()
+        out.append(self._words(text[at:]))
+        return "".join(out)
+
+    def _words(self, text: str) -> str:
+        self._plain = (self._plain + text)[-CLAIM_CHARACTERS:]
+        return self._safe.feed(text)
+
+    def _renumbered(self, inside: str) -> str:
+        claim = self._claim()
+        marks: list[str] = []
+        for number in _numbers(inside):
+            if number in self._passages:
+                self._claims.setdefault(number, []).append(claim)
+                marks.append(f"[{list(self._claims).index(number) + 1}]")
+        return "".join(dict.fromkeys(marks))
+
+    def _claim(self) -> str:
+        """The sentence that a mark at this point stands behind."""
+        parts = [part.strip() for part in SENTENCE_END.split(self._plain) if part.strip()]
+        return parts[-1] if parts else ""
+
+
+def _numbers(inside: str) -> list[int]:
+    found: list[int] = []
+    for first, last, single in RANGE.findall(inside):
+        if single:
+            found.append(int(single))
+        else:
+            found += range(int(first), min(int(last), int(first) + LONGEST_RANGE) + 1)
+    return found

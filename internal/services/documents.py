@@ -1,0 +1,260 @@
+"""Documents: receiving, listing, changing and deleting them."""
+
+import asyncio
+import errno
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from internal.entities.documents import (
+    Chunk,
+    Document,
+    DocumentChanges,
+    DocumentFilter,
+    NewContent,
+    NewDocument,
+    Visibility,
+)
+from internal.entities.events import DocumentDeleted, FileUploaded
+from internal.entities.ids import new_id
+from internal.entities.tasks import NewTask, Queue, Task
+from internal.parsers.detect import detect
+from internal.providers.antivirus import Antivirus
+from internal.providers.blobs import BlobStore
+from internal.repositories.store import Store, Tx
+from internal.services.names import check_collection_name, check_filename, check_tags
+from internal.services.spool import Spooled, spooled
+from pkg import logger
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context, Role
+
+MEGABYTE = 1024 * 1024
+QUEUES = {"high": Queue.HIGH_PRIORITY, "normal": Queue.DEFAULT, "batch": Queue.BATCH}
+
+
+class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What came with a file. `priority` is high, normal or batch."""
+
+    filename: str
+    priority: str = "normal"
+    tags: list[str] = []
+    collection: str | None = None
+    visibility: Visibility = Visibility.TENANT
+
+
+class UploadResult(msgspec.Struct, frozen=True):
+    """The document and the task that reads it; `duplicate` when this user had uploaded the same bytes before."""
+
+    document: Document
+    task: Task
+    duplicate: bool
+
+
+class DocumentService:
+    """The rules of documents. Everyone sees the tenant's and their own private ones."""
+
+    def __init__(self, store: Store, blobs: BlobStore, antivirus: Antivirus, *, spool: Path, max_file_mb: int) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._antivirus = antivirus
+        self._spool = spool
+        self._limit = max_file_mb * MEGABYTE
+        self._log = logger.get("documents")
+
+    async def upload(
+        self, ctx: Context, chunks: AsyncIterator[bytes], describe: Callable[[], Awaitable[UploadRequest]]
+    ) -> UploadResult:
+        """Receives, checks, scans and stores a file, and queues its reading; nothing of a refused file stays.
+
+        `describe` is asked once the bytes are in, because a form's fields may follow its file. Raises FILE_* for the
+        file itself, SCAN_UNAVAILABLE, QUEUE_FULL, BLOB_UNAVAILABLE. The same bytes again by the same user answer with
+        the document and task that are there.
+        """
+        async with _room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
+            request = _checked(await describe())
+            found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
+            known = await self._find_duplicate(ctx, file.sha256)
+            if known is not None:
+                return known
+            await self._antivirus.scan(file.path)
+            content = NewContent(
+                id=new_id(),
+                sha256=file.sha256,
+                size=file.size,
+                media_type=found.media_type,
+                source_type=found.source_type,
+                blob_key="",
+            )
+            return await self._admit(ctx, file, content, request)
+
+    async def _admit(self, ctx: Context, file: Spooled, content: NewContent, request: UploadRequest) -> UploadResult:
+        """Stores the object, then writes content, document, task and event in one transaction.
+
+        A crash in between leaves an object without a row, never a row without its object.
+        """
+        content = msgspec.structs.replace(content, blob_key=self._blobs.key(ctx.tenant_id, content.id))
+        await self._blobs.put_file(content.blob_key, file.path)
+        kept = False
+        try:
+            async with self._store.tenant(ctx) as tx:
+                collection_id = await tx.collections.ensure(request.collection) if request.collection else None
+                stored = await tx.contents.ensure(content)
+                document_id = await tx.documents.add(
+                    NewDocument(
+                        content_id=stored.id,
+                        filename=request.filename,
+                        source_type=stored.source_type,
+                        visibility=request.visibility,
+                        collection_id=collection_id,
+                        tags=request.tags,
+                    )
+                )
+                result = await self._queue_reading(tx, stored.id, document_id, request)
+            kept = stored.id == content.id
+            return result
+        finally:
+            if not kept:
+                await self._blobs.remove(content.blob_key)
+
+    async def _queue_reading(
+        self, tx: Tx, content_id: UUID, document_id: UUID | None, request: UploadRequest
+    ) -> UploadResult:
+        if document_id is None:
+            # The same user sent the same bytes at the same moment, and the other request came first.
+            return await self._existing(tx, content_id)
+        task = await tx.tasks.add(
+            NewTask(
+                kind="ingest_content",
+                version=1,
+                queue=QUEUES[request.priority],
+                priority=1 if request.priority == "high" else 0,
+                document_id=document_id,
+                content_id=content_id,
+            )
+        )
+        await tx.outbox.add(FileUploaded(document_id=document_id, content_id=content_id, task_id=task.id))
+        return UploadResult(await tx.documents.get(document_id), task, duplicate=False)
+
+    async def _find_duplicate(self, ctx: Context, sha256: bytes) -> UploadResult | None:
+        """This user's document on the same bytes; another's tells nothing."""
+        async with self._store.tenant(ctx) as tx:
+            content = await tx.contents.find_by_digest(sha256)
+            if content is None or await tx.documents.find_own(content.id) is None:
+                return None
+            return await self._existing(tx, content.id)
+
+    async def _existing(self, tx: Tx, content_id: UUID) -> UploadResult:
+        document = await tx.documents.find_own(content_id)
+        if document is None:
+            raise AppError(Code.REQUEST_CONFLICT, "The document was deleted while it was uploaded; upload it again.")
+        task = (await tx.tasks.latest_for_documents([document.id]))[document.id]
+        return UploadResult(document, task, duplicate=True)
+
+    async def get(self, ctx: Context, document_id: UUID) -> Document:
+        """Raises DOCUMENT_NOT_FOUND."""
+        async with self._store.tenant(ctx) as tx:
+            return await tx.documents.get(document_id)
+
+    async def chunks(self, ctx: Context, document_id: UUID, *, limit: int, after: int) -> list[Chunk]:
+        """Up to `limit` passages in order, those whose ordinal is greater than `after` (from -1)."""
+        async with self._store.tenant(ctx) as tx:
+            document = await tx.documents.get(document_id)
+            if document.generation_id is None:
+                return []
+            return await tx.chunks.list(document.generation_id, limit=limit, after=after)
+
+    async def content(self, ctx: Context, document_id: UUID) -> tuple[Document, str]:
+        """The document and the key of its object, for `read`."""
+        async with self._store.tenant(ctx) as tx:
+            document = await tx.documents.get(document_id)
+            content = await tx.contents.find(document.content_id)
+        if content is None:
+            raise AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")
+        return document, content.blob_key
+
+    def read(self, ctx: Context, key: str, *, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes `start` to before `end` of an object that `content` named. Raises for another tenant's key."""
+        if not key.startswith(f"{ctx.tenant_id}/"):
+            raise AppError(Code.INTERNAL, "An object of another tenant was asked for.")
+        return self._blobs.read(key, start=start, end=end)
+
+    async def update(self, ctx: Context, document_id: UUID, changes: DocumentChanges) -> Document:
+        """Applies a PATCH. Only a document's owner changes who may see it."""
+        async with self._store.tenant(ctx) as tx:
+            document = await tx.documents.get(document_id)
+            visibility = document.visibility if changes.visibility is msgspec.UNSET else changes.visibility
+            if visibility != document.visibility and document.owner_id != ctx.user_id:
+                raise AppError(Code.AUTH_FORBIDDEN, "Only the person who uploaded a document changes who may see it.")
+            await tx.documents.update(
+                document_id,
+                filename=document.filename if changes.filename is msgspec.UNSET else check_filename(changes.filename),
+                tags=document.tags if changes.tags is msgspec.UNSET else check_tags(changes.tags),
+                collection_id=await _collection_of(tx, document, changes),
+                visibility=visibility,
+            )
+            return await tx.documents.get(document_id)
+
+    async def delete(self, ctx: Context, document_id: UUID) -> Task:
+        """Removes the document at once; the task removes text, vectors and object if nobody else holds them.
+
+        A member deletes their own documents, an admin any of the tenant's.
+        """
+        async with self._store.tenant(ctx) as tx:
+            document = await tx.documents.get(document_id)
+            if document.owner_id != ctx.user_id and not ctx.role.at_least(Role.ADMIN):
+                raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
+            await tx.tasks.cancel_for_document(document_id)
+            content_id = await tx.documents.remove(document_id)
+            task = await tx.tasks.add(
+                NewTask(
+                    kind="purge_content",
+                    bounded=False,
+                    version=1,
+                    queue=Queue.DEFAULT,
+                    priority=0,
+                    document_id=document_id,
+                    content_id=content_id,
+                )
+            )
+            await tx.outbox.add(DocumentDeleted(document_id=document_id, content_id=content_id, task_id=task.id))
+            return task
+
+    async def list(
+        self, ctx: Context, *, limit: int, before: tuple[datetime, UUID] | None, narrow: DocumentFilter
+    ) -> list[Document]:
+        """Up to `limit` documents, newest first, older than `before`."""
+        async with self._store.tenant(ctx) as tx:
+            return await tx.documents.list(limit=limit, before=before, narrow=narrow)
+
+
+def _checked(request: UploadRequest) -> UploadRequest:
+    """Names as they may stand in the database. Raises FILE_NAME_INVALID or REQUEST_INVALID."""
+    return msgspec.structs.replace(
+        request,
+        filename=check_filename(request.filename),
+        tags=check_tags(request.tags),
+        collection=check_collection_name(request.collection) if request.collection else None,
+    )
+
+
+async def _collection_of(tx: Tx, document: Document, changes: DocumentChanges) -> UUID | None:
+    if changes.collection is msgspec.UNSET:
+        return document.collection_id
+    return (
+        None if changes.collection is None else await tx.collections.ensure(check_collection_name(changes.collection))
+    )
+
+
+@asynccontextmanager
+async def _room_left() -> AsyncGenerator[None]:
+    """A full disk is the operator's matter and passes: 503, not 500."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AppError(Code.BLOB_UNAVAILABLE, "The server's disk is full; try again later.", retry_after=60) from error

@@ -1,0 +1,173 @@
+"""How well retrieved passages answer a question, judged without a model that writes.
+
+E5's cosines lie in a narrow band (about .75 to .9) that shifts with the language. So question and sentences are first
+centred on neutral sentences of their own language (removing a language's mean: Libovický et al., How
+Language-Neutral is Multilingual BERT?, 2019), which also makes cosines across languages comparable: questions that
+the documents answer and questions on other subjects part with an AUC of .95 instead of .81 there.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from internal.entities.conversations import Passage
+from internal.services.terms import TermAnalyser
+
+Vectors = npt.NDArray[np.float32]
+Sentences = Callable[[str], list[str]]
+Neutral = Mapping[str, Vectors]
+
+MOST_PASSAGES = 6
+SENTENCES_A_PASSAGE = 12
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+LETTER = re.compile(r"[^\W\d_]")
+FUNCTION_CHARACTERS = frozenset("的了是在和与有什么哪谁多少如何怎样为几吗呢于其被对些个及由以将中之这那它他她我你们")
+
+BACKGROUND = {
+    "en": (
+        "The meeting starts at nine in the main hall.",
+        "Please keep the receipt for your records.",
+        "The river flows from the mountains to the sea.",
+        "She bought two loaves of bread and some cheese.",
+        "The engine is cooled by water.",
+        "Results are shown in the table below.",
+        "Members elect the chair every two years.",
+        "The patient was given the drug for six weeks.",
+        "The function returns an empty list.",
+        "Prices rose slightly in the third quarter.",
+        "He was born in a small village and later moved to the city.",
+        "Press the button to start the machine.",
+        "All rights and duties pass to the buyer.",
+        "The bird builds its nest in trees.",
+        "Our team won the match by one goal.",
+        "The new law applies from next year.",
+    ),
+    "zh": (
+        "会议上午九点在大厅开始。",
+        "请保留收据以备查验。",
+        "河水从山上流向大海。",
+        "她买了两个面包和一些奶酪。",
+        "发动机用水冷却。",
+        "结果见下表。",
+        "成员每两年选举一次主席。",
+        "患者服药六周。",
+        "该函数返回一个空列表。",
+        "第三季度价格略有上涨。",
+        "他出生在一个小村庄，后来搬到城市。",
+        "按下按钮启动机器。",
+        "一切权利和义务转移给买方。",
+        "这种鸟在树上筑巢。",
+        "我们队以一球之差赢得比赛。",
+        "新法律自明年起施行。",
+    ),
+}
+
+
+LONGEST_TITLE = 40
+MOST_TITLE_WORDS = 5
+SAYS_SOMETHING = re.compile(r"[\d.!?:;。！？：；，,=|零〇一二三四五六七八九十百千万]")
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A sentence that may answer: its place in the passage, and the share of the question's terms that it has."""
+
+    text: str
+    passage: Passage
+    place: int
+    coverage: float
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What speaks for an answer: the best centred cosine, how far it stands above the rest, and common terms."""
+
+    relevance: float
+    above_rest: float
+    sentence_coverage: float
+    passage_coverage: float
+    crosses_languages: bool
+
+    def confidence(self) -> float:
+        """Log-odds that the passages answer: a logistic fit on public questions with and without answers."""
+        if self.crosses_languages:  # no words in common: the cosines alone decide, and less surely
+            return 13.0 * self.relevance + 30.0 * self.above_rest - 10.9
+        covered = self.sentence_coverage + self.passage_coverage
+        return 5.4 * self.relevance + 16.8 * self.above_rest + 3.0 * covered - 10.2
+
+
+def language(text: str) -> str:
+    """`zh` when Chinese characters are a fair part of the letters, else `en`."""
+    letters = len(LETTER.findall(text))
+    return "zh" if letters and len(HAN.findall(text)) >= 0.2 * letters else "en"
+
+
+def content_terms(analyser: TermAnalyser, text: str) -> frozenset[str]:
+    """The terms that carry meaning: words, and pairs of Chinese characters without function characters."""
+    found = analyser.terms(text)
+    kept = frozenset(
+        term for term in found if not HAN.match(term) or (len(term) == 2 and FUNCTION_CHARACTERS.isdisjoint(term))
+    )
+    return kept or frozenset(found)
+
+
+def coverage(wanted: frozenset[str], terms: frozenset[str]) -> float:
+    """Share of the wanted terms that are there; 0 when nothing is wanted."""
+    return len(wanted & terms) / len(wanted) if wanted else 0.0
+
+
+def candidates(analyser: TermAnalyser, split: Sentences, question: str, passages: Sequence[Passage]) -> list[Candidate]:
+    """The sentences worth embedding: of each of the best passages those with most of the question's terms."""
+    wanted = content_terms(analyser, question)
+    found: list[Candidate] = []
+    for passage in passages[:MOST_PASSAGES]:
+        mine = [
+            Candidate(text.strip(), passage, place, coverage(wanted, content_terms(analyser, text)))
+            for place, text in enumerate(split(passage.text))
+            if LETTER.search(text) and not is_title(text)
+        ]
+        mine.sort(key=lambda item: (-item.coverage, item.place))
+        found += mine[:SENTENCES_A_PASSAGE]
+    return found
+
+
+def is_title(text: str) -> bool:
+    """A short line without an end mark or a number: it names what follows, and answers nothing itself."""
+    bare = text.strip()
+    return len(bare) <= LONGEST_TITLE and not SAYS_SOMETHING.search(bare) and len(bare.split()) <= MOST_TITLE_WORDS
+
+
+def centred(vectors: Vectors, mean: Vectors) -> Vectors:
+    """Unit vectors around a language's mean; any leading shape."""
+    moved = vectors - mean
+    return moved / np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), 1e-6)
+
+
+def relevances(query: Vectors, asked_in: str, vectors: Vectors, written_in: Sequence[str], neutral: Neutral) -> Vectors:
+    """Centred cosines of shape (texts,). `neutral` has the vectors of BACKGROUND for every language that occurs."""
+    means = {tongue: rows.mean(axis=0) for tongue, rows in neutral.items()}
+    around = np.stack([means[tongue] for tongue in written_in])
+    return centred(vectors, around) @ centred(query, means[asked_in])
+
+
+def weigh(
+    analyser: TermAnalyser,
+    question: str,
+    found: Sequence[Candidate],
+    relevance: Vectors,
+    background: Vectors,
+) -> Evidence:
+    """Judges `found`, whose centred cosines are `relevance`; `background` are those of neutral sentences in the
+    language of the best one. Both have one dimension; `found` isn't empty."""
+    best = int(np.argmax(relevance))
+    wanted = content_terms(analyser, question)
+    passages = {item.passage.number: item.passage.text for item in found}
+    return Evidence(
+        relevance=float(relevance[best]),
+        # The background counts among the rest, or a short document, all of it apt, would stand out from nothing.
+        above_rest=float(relevance[best] - np.concatenate([relevance, background]).mean()),
+        sentence_coverage=max(item.coverage for item in found),
+        passage_coverage=max(coverage(wanted, content_terms(analyser, text)) for text in passages.values()),
+        crosses_languages=language(question) != language(found[best].text),
+    )

@@ -1,0 +1,135 @@
+"""Answers without a chat model: the sentences of the documents that answer best, quoted and cited."""
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Prompt, Usage
+from internal.providers.embeddings import Lane
+from internal.services.evidence import (
+    BACKGROUND,
+    Candidate,
+    Sentences,
+    Vectors,
+    candidates,
+    language,
+    relevances,
+    weigh,
+)
+from internal.services.terms import TermAnalyser
+from pkg.ctxutil import Context
+
+MODEL = "dreamhub-extractive-1"
+LABEL = {"en": "From your documents:", "zh": "根据您的文档："}
+MOST_SENTENCES = 4
+MOST_CHARACTERS = 900
+NEAR_BEST = 0.8  # a further sentence is worth reading when it scores at least this share of the best one's
+ALIKE = 0.94  # cosine above which two sentences say the same
+COVERAGE_WEIGHT = 0.3
+RANK_WEIGHT = 0.03
+QUESTION_PENALTY = 0.1
+SHORT_PENALTY = 0.1
+SHORTEST = 12
+MARKER = re.compile(r"[\[【［]\s*(\^?\d[\d\s,，、;；\-–]*)[\]】］]")
+
+
+class Embeds(Protocol):
+    """What the extractive mode needs of the embedder: unit vectors, of shape (dim,) and (texts, dim)."""
+
+    async def embed_query(self, ctx: Context, text: str) -> Vectors:
+        """One vector."""
+        ...
+
+    async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane) -> Vectors:
+        """A row for each text."""
+        ...
+
+
+class ExtractiveModel:
+    """A chat model that can only quote. It costs nothing and invents nothing."""
+
+    name = MODEL
+
+    def __init__(self, embedder: Embeds, split: Sentences) -> None:
+        self._embedder = embedder
+        self._split = split
+        self._analyser = TermAnalyser()
+        self._neutral: dict[str, Vectors] = {}
+
+    async def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
+        """Label, then sentence by sentence with its mark; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
+        found = candidates(self._analyser, self._split, prompt.question, prompt.passages)
+        chosen = await self._choose(ctx, prompt.question, found) if found else []
+        if chosen:
+            yield f"{LABEL[language(prompt.question)]}\n\n"
+            for place, item in enumerate(chosen):
+                yield f"{' ' if place else ''}{_shown(item.text)} [{item.passage.number}]"
+        else:
+            yield NOT_IN_DOCUMENTS
+        yield Usage()
+
+    def estimate(self, prompt: Prompt, said: str) -> Usage:
+        """Nothing: no tokens are bought."""
+        return Usage()
+
+    async def _choose(self, ctx: Context, question: str, found: list[Candidate]) -> list[Candidate]:
+        """The sentences to quote, in the order to read them; none when the evidence is too thin."""
+        asked_in, written_in = language(question), [language(item.text) for item in found]
+        for tongue in {asked_in, *written_in} - self._neutral.keys():
+            self._neutral[tongue] = await self._embedder.embed_passages(ctx, BACKGROUND[tongue], lane="interactive")
+        query = await self._embedder.embed_query(ctx, question)
+        vectors = await self._embedder.embed_passages(ctx, [item.text for item in found], lane="interactive")
+        relevance = relevances(query, asked_in, vectors, written_in, self._neutral)
+        tongue = written_in[int(np.argmax(relevance))]
+        neutral = self._neutral[tongue]
+        background = relevances(query, asked_in, neutral, [tongue] * len(neutral), self._neutral)
+        if weigh(self._analyser, question, found, relevance, background).confidence() <= 0:
+            return []
+        return select(found, vectors, relevance)
+
+
+def select(found: Sequence[Candidate], vectors: Vectors, relevance: Vectors) -> list[Candidate]:
+    """Up to four sentences by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998), best passage first.
+
+    `vectors` are unit vectors of `found`, `relevance` their centred cosines to the question.
+    """
+    scores = np.array([score(item, float(cosine)) for item, cosine in zip(found, relevance, strict=True)])
+    chosen: list[int] = []
+    length = 0
+    for index in map(int, np.argsort(-scores, kind="stable")):
+        if chosen and scores[index] < NEAR_BEST * scores[chosen[0]]:
+            break
+        if len(chosen) == MOST_SENTENCES:
+            break
+        if any(float(vectors[index] @ vectors[other]) > ALIKE for other in chosen):
+            continue
+        if chosen and length + len(found[index].text) > MOST_CHARACTERS:
+            continue
+        chosen.append(index)
+        length += len(found[index].text)
+    return _in_reading_order([found[index] for index in chosen])
+
+
+def score(item: Candidate, relevance: float) -> float:
+    """How well a sentence serves as an answer; in centred cosines."""
+    value = relevance + COVERAGE_WEIGHT * item.coverage - RANK_WEIGHT * (item.passage.number - 1)
+    if item.text.endswith(("?", "？")):
+        value -= QUESTION_PENALTY  # a question in the documents resembles the question and answers nothing
+    if len(item.text) < SHORTEST:
+        value -= SHORT_PENALTY  # headings and table cells
+    return value
+
+
+def _in_reading_order(chosen: list[Candidate]) -> list[Candidate]:
+    """Sentences of one passage stand together, as in the text; the passage of the best sentence comes first."""
+    order: dict[int, int] = {}
+    for item in chosen:
+        order.setdefault(item.passage.number, len(order))
+    return sorted(chosen, key=lambda item: (order[item.passage.number], item.place))
+
+
+def _shown(text: str) -> str:
+    """One line, and without numbers in brackets of its own, which would pass for marks of ours."""
+    return MARKER.sub(r"(\1)", re.sub(r"\s+", " ", text))

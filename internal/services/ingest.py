@@ -1,0 +1,286 @@
+"""Reading a content: parse, recognise, cut, embed in batches under an unpublished generation, publish.
+
+Each batch is committed under the task's fence, so a rerun continues after the last one and a worker that lost its
+lease writes nothing more. Ids of chunks follow from their hashes: two workers that build the same generation write
+the same rows.
+"""
+
+import asyncio
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from internal.entities.documents import Chunk, Content, Generation
+from internal.entities.events import DocumentReady
+from internal.entities.parsed import Block, Location, PageImage, Parsed
+from internal.entities.search import ChunkTerms
+from internal.entities.tasks import Lease
+from internal.parsers.sandbox import Sandbox
+from internal.providers.blobs import BlobStore
+from internal.providers.ocr import Ocr
+from internal.repositories.store import Store, Tx
+from internal.services import chunking
+from internal.services.embedder import Embedder
+from internal.services.terms import TermAnalyser
+from pkg import failpoints, logger
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context
+
+PROCESSING_VERSION = "1"
+"""Raise it when parsing, cutting or analysis changes: new uploads get a generation of their own."""
+
+BATCH = 64
+"""Chunks a transaction: a crash repeats at most so many, and readers of the index wait little."""
+
+PARSED_SHARE = 0.05
+READ_SHARE = 0.3
+WRITE_SHARE = 0.97
+SURE = 0.5
+"""Lines that the text reader is less sure of than this are noise more often than text."""
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """A chunk and what of it is embedded and indexed: its text under its title and headings."""
+
+    chunk: Chunk
+    searched: str
+
+
+class IngestService:
+    """Turns an uploaded content into passages that searches find."""
+
+    def __init__(
+        self, store: Store, blobs: BlobStore, sandbox: Sandbox, ocr: Ocr, embedder: Embedder, *, workdir: Path
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._sandbox = sandbox
+        self._ocr = ocr
+        self._embedder = embedder
+        self._workdir = workdir
+        self._log = logger.get("ingest")
+
+    async def ingest_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
+        """The job `ingest_content`. Answers `{"chunks", "generation_id"}`, or why there was nothing to do."""
+        content = await self._content(ctx, lease)
+        if content is None:
+            return {"skipped": "the document was deleted"}
+        generation = await self._begin(ctx, lease, content)
+        if generation.status != "published":
+            parsed = await self._read(ctx, lease, content)
+            passages = await self._cut(ctx, content, generation, parsed)
+            if not passages and content.source_type != "photo":
+                raise AppError(Code.FILE_NO_TEXT, "No text was found in this file, nor in its pictures.")
+            await self._write(ctx, lease, content, generation, passages)
+            published = msgspec.structs.replace(generation, status="published", chunk_count=len(passages))
+            await self._publish(ctx, lease, published, _metadata(parsed))
+            generation = published
+        return {"generation_id": str(generation.id), "chunks": generation.chunk_count}
+
+    async def _content(self, ctx: Context, lease: Lease) -> Content | None:
+        if lease.task.content_id is None:
+            raise AppError(Code.INTERNAL, "The task names no content.")
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            return await tx.contents.find(lease.task.content_id)
+
+    async def _begin(self, ctx: Context, lease: Lease, content: Content) -> Generation:
+        """The generation to fill; one that is published already only gets this task's document."""
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            generation = await tx.generations.ensure(content.id, PROCESSING_VERSION, self._embedder.space.id)
+            if generation.status == "published":
+                await _show(tx, content.id, generation)
+            return generation
+
+    async def _read(self, ctx: Context, lease: Lease, content: Content) -> Parsed:
+        """Parses the object in a child process and puts in what is recognised on its pictures."""
+        with tempfile.TemporaryDirectory(prefix="ingest-", dir=self._workdir) as folder:
+            path = Path(folder) / "source"
+            await self._progress(ctx, lease, "reading", 0.02)
+            try:
+                await self._blobs.fetch(content.blob_key, path)
+            except FileNotFoundError:
+                raise AppError(
+                    Code.FILE_UNREADABLE, "The stored file is gone; delete it and upload it again."
+                ) from None
+            work = Path(folder) / "work"
+            work.mkdir()
+            parsed = await self._sandbox.parse(path, media_type=content.media_type, workdir=work)
+            failpoints.hit("ingest.after_parse")
+            if not parsed.page_images:
+                return parsed
+            recognised: dict[int, list[Block]] = {}
+            for number, image in enumerate(parsed.page_images):
+                share = PARSED_SHARE + (READ_SHARE - PARSED_SHARE) * number / len(parsed.page_images)
+                await self._progress(ctx, lease, "recognising", share)
+                recognised.setdefault(image.page, []).extend(await self._recognise(image, work))
+            return parsed.with_pages(recognised)
+
+    async def _recognise(self, image: PageImage, work: Path) -> list[Block]:
+        """The lines of one picture as a block with their common box, in shares of the picture."""
+        page = await self._ocr.read(work / image.path)
+        lines = [line for line in page.lines if line.confidence >= SURE and line.text.strip()]
+        if not lines:
+            return []
+        box = (
+            min(line.box[0] for line in lines) / page.width,
+            min(line.box[1] for line in lines) / page.height,
+            max(line.box[2] for line in lines) / page.width,
+            max(line.box[3] for line in lines) / page.height,
+        )
+        text = "\n".join(line.text for line in lines)
+        return [Block(kind="paragraph", text=text, location=Location(page=image.page, box=box))]
+
+    async def _cut(self, ctx: Context, content: Content, generation: Generation, parsed: Parsed) -> list[Passage]:
+        """Passages with their identity: (content hash, version, ordinal, text) as C7 wants."""
+        units = chunking.units(parsed)
+        counts = await self._embedder.count_tokens(ctx, [unit.text for unit in units]) if units else []
+        pieces = chunking.assemble(units, counts, title=parsed.metadata.get("title"))
+        return [_passage(content, generation, piece) for piece in pieces]
+
+    async def _write(
+        self, ctx: Context, lease: Lease, content: Content, generation: Generation, passages: list[Passage]
+    ) -> None:
+        """Embeds and commits what isn't there yet, batch by batch."""
+        async with self._store.tenant(ctx) as tx:
+            written = await tx.chunks.hashes(generation.id)
+        missing = [passage for passage in passages if passage.chunk.hash not in written]
+        done = len(passages) - len(missing)
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            await self._progress(
+                ctx, lease, "embedding", READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
+            )
+            vectors = await self._vectors(ctx, batch)
+            terms = await asyncio.to_thread(self._terms, ctx, batch)
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                if await tx.generations.is_published(generation.id):
+                    return  # another task on the same content was faster
+                await tx.chunks.add(content.id, generation.id, [passage.chunk for passage in batch])
+                ids = [passage.chunk.id for passage in batch]
+                await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors)
+                await tx.lexicon.add(generation.id, terms)
+            done += len(batch)
+            failpoints.hit("ingest.after_batch")
+
+    def _terms(self, ctx: Context, batch: list[Passage]) -> list[ChunkTerms]:
+        """Runs in a thread; an analyser belongs to one, and making one costs microseconds."""
+        analyser = TermAnalyser()
+        return [analyser.passage(ctx.tenant_id, passage.chunk.id, passage.searched) for passage in batch]
+
+    async def _vectors(self, ctx: Context, batch: list[Passage]) -> npt.NDArray[np.float32]:
+        """One row a passage; what this tenant has embedded before isn't computed again."""
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.vectors.reuse(self._embedder.space, [passage.chunk.text_hash for passage in batch])
+        fresh = {passage.chunk.text_hash: passage.searched for passage in batch if passage.chunk.text_hash not in known}
+        if fresh:
+            computed = await self._embedder.embed_passages(ctx, list(fresh.values()))
+            known = {**known, **dict(zip(fresh, computed, strict=True))}
+        return np.stack([known[passage.chunk.text_hash] for passage in batch])
+
+    async def _publish(self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]) -> None:
+        """One short transaction makes all of it visible, once, whoever built it."""
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            current = await tx.generations.ensure(built.content_id, built.version, built.space_id)
+            if current.status != "published":
+                if not await tx.contents.publish(built.content_id, built.id, metadata):
+                    raise AppError(Code.FILE_UNREADABLE, "The document was deleted while it was read.")
+                await tx.lexicon.publish(built.id)
+                await tx.generations.publish(built.id, built.chunk_count)
+            await _show(tx, built.content_id, built)
+            failpoints.hit("ingest.before_publish")
+        async with self._store.tenant(ctx) as tx:
+            await tx.vectors.analyze(self._embedder.space)
+
+    async def _progress(self, ctx: Context, lease: Lease, stage: str, share: float) -> None:
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.progress(lease, stage, share)
+
+
+class PurgeService:
+    """Removes what no document holds any more."""
+
+    def __init__(self, store: Store, blobs: BlobStore, *, batch: int = 500) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._batch = batch
+
+    async def purge_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
+        """The job `purge_content`: terms, vectors, chunks, object, then the row. A rerun goes on from anywhere."""
+        if lease.task.content_id is None:
+            raise AppError(Code.INTERNAL, "The task names no content.")
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            content = await tx.contents.condemn(lease.task.content_id)
+            generations = await tx.generations.of_content(lease.task.content_id) if content else []
+        if content is None:
+            return {"removed": False, "reason": "another document holds the same content, or it was removed before"}
+        removed = 0
+        for generation in generations:
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                await tx.lexicon.retire(generation.id)
+            removed += await self._remove_chunks(ctx, lease, generation.id)
+        await self._blobs.remove(content.blob_key)
+        failpoints.hit("purge.after_blob")
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            await tx.contents.remove(content.id)
+        return {"removed": True, "chunks": removed, "bytes": content.size}
+
+    async def _remove_chunks(self, ctx: Context, lease: Lease, generation_id: UUID) -> int:
+        """In batches, so that no long transaction holds up a vacuum."""
+        total = 0
+        while True:
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                count = await tx.chunks.remove(generation_id, limit=self._batch)
+            total += count
+            if count == 0:
+                return total
+
+
+async def _show(tx: Tx, content_id: UUID, generation: Generation) -> None:
+    """Lets every document of the content be found, and tells of those that couldn't be before."""
+    for document_id in await tx.documents.publish(content_id, generation.id):
+        await tx.outbox.add(DocumentReady(document_id=document_id, chunk_count=generation.chunk_count))
+
+
+def _metadata(parsed: Parsed) -> dict[str, Any]:
+    """What the document page shows; a warning tells what couldn't be read."""
+    return {**parsed.metadata, **({"warnings": list(parsed.warnings)} if parsed.warnings else {})}
+
+
+def _passage(content: Content, generation: Generation, piece: chunking.Chunk) -> Passage:
+    searched = chunking.embedding_text(piece)
+    identity = hashlib.sha256(content.sha256)
+    for part in (generation.version, str(generation.space_id), str(piece.ordinal), piece.text):
+        identity.update(hashlib.sha256(part.encode()).digest())
+    digest = identity.digest()
+    chunk = Chunk(
+        id=_chunk_id(generation.id, digest),
+        ordinal=piece.ordinal,
+        hash=digest,
+        text_hash=hashlib.sha256(searched.encode()).digest(),
+        text=piece.text,
+        tokens=piece.tokens,
+        location=piece.location,
+    )
+    return Passage(chunk, searched)
+
+
+def _chunk_id(generation_id: UUID, digest: bytes) -> UUID:
+    """A UUIDv7 with the generation's time and the hash's bits: the same chunk has the same id whoever writes it."""
+    raw = bytearray(generation_id.bytes[:6] + digest[:10])
+    raw[6] = 0x70 | (raw[6] & 0x0F)
+    raw[8] = 0x80 | (raw[8] & 0x3F)
+    return UUID(bytes=bytes(raw))

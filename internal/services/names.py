@@ -1,0 +1,48 @@
+"""What may stand in names that people give: files, tags, collections."""
+
+import unicodedata
+
+from pkg.apperr import AppError, Code
+
+MAX_FILENAME = 255
+MAX_TAGS = 50
+MAX_NAME = 100
+# Right-to-left overrides and zero-width marks make a name look like another one (invoice_fdp.exe).
+DECEIVING = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+
+
+def check_filename(name: str) -> str:
+    """The last part of a path, as data only. Raises FILE_NAME_INVALID for control characters and empty names."""
+    _refuse_control(name, Code.FILE_NAME_INVALID, "file name")
+    last = name.replace("\\", "/").rsplit("/", 1)[-1].strip()
+    shown = "".join(f"\\u{ord(char):04x}" if char in DECEIVING else char for char in last)
+    if not shown.strip(". "):
+        raise AppError(Code.FILE_NAME_INVALID, "The file has no name; give it one.")
+    if len(shown) > MAX_FILENAME:
+        raise AppError(Code.FILE_NAME_INVALID, f"The file name is longer than {MAX_FILENAME} characters; shorten it.")
+    return shown
+
+
+def check_tags(tags: list[str]) -> list[str]:
+    """Trimmed, without repeats, in the order given. Raises REQUEST_INVALID."""
+    if len(tags) > MAX_TAGS:
+        raise AppError(Code.REQUEST_INVALID, f"A document has at most {MAX_TAGS} tags.")
+    return list(dict.fromkeys(_name(tag, "tag") for tag in tags))
+
+
+def check_collection_name(name: str) -> str:
+    """Trimmed. Raises REQUEST_INVALID."""
+    return _name(name, "collection name")
+
+
+def _name(text: str, what: str) -> str:
+    _refuse_control(text, Code.REQUEST_INVALID, what)
+    trimmed = text.strip()
+    if not trimmed or len(trimmed) > MAX_NAME:
+        raise AppError(Code.REQUEST_INVALID, f"A {what} has 1 to {MAX_NAME} characters.")
+    return trimmed
+
+
+def _refuse_control(text: str, code: Code, what: str) -> None:
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise AppError(code, f"The {what} holds control characters; remove them.")

@@ -1,0 +1,78 @@
+"""Tenants, made by the platform, and what a member may know of their own."""
+
+import hmac
+import re
+
+from internal.entities.identity import Member, NewTenant, Tenant, Visitor
+from internal.repositories.store import Store
+from internal.services.api_keys import new_key
+from internal.services.passwords import Passwords, check_password, new_password
+from pkg import logger
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context
+
+MAX_NAME = 200
+MAX_EMAIL = 320
+EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
+
+
+class TenantService:
+    """The rules of tenants."""
+
+    def __init__(self, store: Store, passwords: Passwords, *, platform_token: str) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._platform_token = platform_token.encode()
+        self._log = logger.get("tenants")
+
+    async def add(
+        self, visitor: Visitor, credential: str, *, name: str, owner_email: str, owner_password: str | None
+    ) -> NewTenant:
+        """Makes a tenant with its owner and a first key, for whoever holds the platform token.
+
+        Without `owner_password` one is made and shown once. Raises AUTH_INVALID_TOKEN.
+        """
+        if not hmac.compare_digest(credential.encode("utf-8", "surrogatepass"), self._platform_token):
+            raise AppError(Code.AUTH_INVALID_TOKEN, "Tenants are made with the platform token (AUTH__PLATFORM_TOKEN).")
+        password = owner_password or new_password()
+        check_password(password)
+        key = new_key()
+        email = check_email(owner_email)
+        async with self._store.directory() as directory:
+            tenant_id, owner_id = await directory.add_tenant(
+                check_tenant_name(name),
+                email=email,
+                password_hash=await self._passwords.hash(password),
+                digest=key.digest,
+                prefix=key.prefix,
+            )
+        self._log.info("tenant made", tenant=str(tenant_id), address=visitor.address)
+        return NewTenant(
+            id=tenant_id,
+            name=check_tenant_name(name),
+            api_key=key.secret,
+            owner_id=owner_id,
+            owner_email=email,
+            owner_password=None if owner_password else password,
+        )
+
+    async def me(self, ctx: Context) -> tuple[Tenant, Member]:
+        """The context's tenant and user."""
+        async with self._store.tenant(ctx) as tx:
+            return await tx.identity.tenant(), await tx.identity.get_member(ctx.user_id)
+
+
+def check_email(email: str) -> str:
+    """In lower case. Raises REQUEST_INVALID for what can't be an address."""
+    trimmed = email.strip().lower()
+    if len(trimmed) > MAX_EMAIL or not EMAIL.fullmatch(trimmed):
+        raise AppError(Code.REQUEST_INVALID, "This is not an e-mail address.")
+    return trimmed
+
+
+def check_tenant_name(name: str) -> str:
+    """Trimmed. Raises REQUEST_INVALID."""
+    trimmed = name.strip()
+    if not 1 <= len(trimmed) <= MAX_NAME or any(ord(char) < ord(" ") for char in trimmed):
+        raise AppError(Code.REQUEST_INVALID, f"A name has 1 to {MAX_NAME} characters, none of them control characters.")
+    return trimmed

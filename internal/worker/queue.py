@@ -1,0 +1,181 @@
+"""The only file that knows arq: task ids on their way from the dispatcher to a free worker.
+
+The queues have arq's format, so that its tools can look into them. Redis holds ids and nothing else, and only a small
+window of them; the ledger decides everything. No result is kept, no try is counted, and nothing is pickled.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from arq.connections import ArqRedis
+from arq.constants import job_key_prefix
+from arq.jobs import serialize_job
+
+from internal.entities.events import PublishedEvent
+from internal.entities.tasks import Queue, Wakeup
+from internal.repositories.cache import reachable
+from pkg import logger
+
+FUNCTION = "run_task"
+DAY_SECONDS = 86_400
+WORKERS_KEY = "dreamhub:workers"
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 5.0
+
+Receive = Callable[[Wakeup], Coroutine[Any, Any, None]]
+"""Takes one delivery and lets nothing out."""
+
+
+class TaskQueue:
+    """One arq queue for each priority class. Every method raises REDIS_UNAVAILABLE when Redis doesn't answer."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = ArqRedis.from_url(
+            url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=ANSWER_SECONDS, health_check_interval=30
+        )
+        self._redis.job_serializer = _dumps
+        self._redis.job_deserializer = _loads
+
+    async def enqueue(self, queue: Queue, wakeups: Sequence[Wakeup]) -> None:
+        """Puts wake-ups into Redis in this order, in one round trip, and drops what earlier numbers left there."""
+        if not wakeups:
+            return
+        now = time.time_ns() // 1_000_000
+        name = queue_name(queue)
+        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for place, wakeup in enumerate(wakeups):
+                if wakeup.number > 1:
+                    earlier = Wakeup(wakeup.task_id, wakeup.number - 1).job_id
+                    pipe.zrem(name, earlier)
+                    pipe.delete(job_key_prefix + earlier)
+                job = serialize_job(FUNCTION, (str(wakeup.task_id), wakeup.number), {}, None, now, serializer=_dumps)
+                pipe.psetex(job_key_prefix + wakeup.job_id, DAY_SECONDS * 1000, job)
+                # A fraction of a millisecond keeps the order of the batch; a score in the future would be a delay.
+                pipe.zadd(name, {wakeup.job_id: now - 1 + place / len(wakeups)})
+            await pipe.execute()
+
+    async def missing(self, queue: Queue, wakeups: Sequence[Wakeup]) -> list[Wakeup]:
+        """Which of these don't wait in Redis: wiped, or taken by a worker that never claimed them."""
+        if not wakeups:
+            return []
+        async with reachable():
+            scores = await self._redis.zmscore(queue_name(queue), [wakeup.job_id for wakeup in wakeups])
+        return [wakeup for wakeup, score in zip(wakeups, scores, strict=True) if score is None]
+
+    async def broadcast(self, events: Sequence[PublishedEvent]) -> None:
+        """Tells each tenant's listeners that something happened; who wants to know more reads it as that tenant."""
+        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for event in events:
+                pipe.publish(events_channel(event.tenant_id), msgspec.json.encode(event))
+            await pipe.execute()
+
+    async def beat(self, worker: str, alive_seconds: float) -> None:
+        """Tells that a worker lives; it is forgotten after so long without a beat."""
+        now = time.time()
+        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(WORKERS_KEY, {worker: now + alive_seconds})
+            pipe.zremrangebyscore(WORKERS_KEY, "-inf", now)
+            await pipe.execute()
+
+    async def leave(self, worker: str) -> None:
+        """Forgets a worker that has stopped."""
+        async with reachable():
+            await self._redis.zrem(WORKERS_KEY, worker)
+
+    async def workers(self) -> int:
+        """How many workers live."""
+        async with reachable():
+            return await self._redis.zcount(WORKERS_KEY, time.time(), "+inf")
+
+    async def ping(self) -> None:
+        """Asks whether Redis answers."""
+        async with reachable():
+            await self._redis.ping()
+
+    def consumer(self, queues: Sequence[Queue], *, slots: int, receive: Receive) -> "Consumer":
+        """Hands wake-ups of these queues, the first queue's first, to `receive`, at most `slots` at a time."""
+        return Consumer(self._redis, queues, slots=slots, receive=receive)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._redis.aclose(close_connection_pool=True)
+
+
+class Consumer:
+    """Several queues over one set of slots, polled by its owner, in the place of arq's own worker.
+
+    Jobs are popped. arq leaves them in place until they are done, marks those that run, counts their tries and polls
+    past them, all in Redis: twice the work for each task, blocked jobs after a crash, and nothing that the ledger
+    doesn't do. Who dies after the pop loses nothing, for the relay sends again what nobody claims.
+    """
+
+    def __init__(self, redis: ArqRedis, queues: Sequence[Queue], *, slots: int, receive: Receive) -> None:
+        self._redis = redis
+        self._queues = tuple(queues)
+        self._slots = slots
+        self._receive = receive
+        self._rounds = 0
+        self._running: set[asyncio.Task[None]] = set()
+        self._log = logger.get("queue")
+
+    async def poll(self) -> bool:
+        """Starts as many waiting jobs as there are free slots; True when it started one. Raises REDIS_UNAVAILABLE.
+
+        Every eighth round goes from the last queue to the first, so that a busy queue doesn't starve those behind it.
+        """
+        self._rounds += 1
+        started = 0
+        for queue in self._queues if self._rounds % 8 else self._queues[::-1]:
+            free = self._slots - len(self._running)
+            if free:
+                started += await self._start(queue, free)
+        return started > 0
+
+    async def _start(self, queue: Queue, limit: int) -> int:
+        """Pops and starts up to `limit` jobs, the oldest first; answers how many."""
+        async with reachable():
+            popped: list[tuple[bytes, float]] = await self._redis.zpopmin(queue_name(queue), limit)
+        job_ids = [job_id.decode(errors="replace") for job_id, _score in popped]
+        for job_id in job_ids:
+            try:
+                wakeup = Wakeup.of(job_id)
+            except ValueError:
+                # Not of our making; what the ledger wants done is sent again.
+                self._log.warning("unreadable job in the queue", queue=queue.value)
+                continue
+            running = asyncio.ensure_future(self._receive(wakeup))
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+        if job_ids:
+            async with reachable():
+                await self._redis.unlink(*(job_key_prefix + job_id for job_id in job_ids))
+        return len(job_ids)
+
+    async def drain(self, seconds: float) -> bool:
+        """Waits for the jobs under way; False when some are still at it after so long."""
+        if not self._running:
+            return True
+        _done, pending = await asyncio.wait(self._running, timeout=seconds)
+        return not pending
+
+
+def queue_name(queue: Queue) -> str:
+    """Name of the sorted set."""
+    return f"arq:{queue.value}"
+
+
+def events_channel(tenant_id: UUID) -> str:
+    """Where one tenant's events are broadcast."""
+    return f"t:{tenant_id}:events"
+
+
+def _dumps(value: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _loads(data: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(data)

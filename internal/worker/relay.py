@@ -1,0 +1,140 @@
+"""Carries what the database committed: due tasks into Redis, events to whoever listens. Also sweeps and tidies."""
+
+import asyncio
+import time
+from datetime import timedelta
+
+from internal.entities.tasks import Queue, Wakeup
+from internal.repositories.store import Store
+from internal.repositories.wakeup import NewsLine
+from internal.worker.cron import Chore, Schedule
+from internal.worker.queue import TaskQueue
+from pkg import logger
+from pkg.apperr import AppError
+from pkg.config import Settings
+from pkg.resilience import backoff
+
+POLL_SECONDS = 0.5  # the net beneath NOTIFY, and how often a retry that has come due is seen
+BREATH_SECONDS = 0.03  # between rounds: notifications come in bursts, and a round costs the same for one task or fifty
+FOLLOW_SECONDS = 1.0  # how often a relay without the lock tries for it
+SWEEP_SECONDS = 2.0
+MEND_SECONDS = 2.0
+UNCLAIMED_SECONDS = 3.0
+UNCLAIMED_LIMIT = 1_000
+TIDY_SECONDS = 300.0
+EVENTS_A_ROUND = 200
+KEEP_KEYS = timedelta(hours=24)
+KEEP_EVENTS = timedelta(days=7)
+
+
+class Relay:
+    """Any number may run; the one that holds the lock works, the others wait to take over.
+
+    The lock only avoids double work: every step is safe when two relays take it at once.
+    """
+
+    def __init__(self, store: Store, news: NewsLine, queue: TaskQueue, settings: Settings) -> None:
+        self._store = store
+        self._news = news
+        self._queue = queue
+        self._tasks = settings.tasks
+        self._log = logger.get("relay")
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Works until `stop`. A server that is away is waited for, however long it takes."""
+        failures = 0
+        while not self._stopping:
+            try:
+                await self._news.open()
+                while not self._stopping:
+                    if await self._news.lead():
+                        failures = 0
+                        await self._work()
+                    else:
+                        await self._news.wait(FOLLOW_SECONDS)
+            except AppError as error:
+                failures += 1
+                delay = backoff(failures, base=0.2, cap=3.0)
+                self._log.warning("relay waits", code=error.code.value, detail=error.detail, seconds=round(delay, 1))
+                await asyncio.sleep(delay)
+        await self._news.close()
+
+    def stop(self) -> None:
+        """Ends `run` after the round that is under way."""
+        self._stopping = True
+        self._news.wake()
+
+    async def _work(self) -> None:
+        """Rounds of a leader until it stops or a server goes away."""
+        self._log.info("relay leads")
+        schedule = Schedule(
+            (
+                Chore(name="sweep", every_seconds=SWEEP_SECONDS, action=self.sweep),
+                Chore(name="mend", every_seconds=MEND_SECONDS, action=self.mend),
+                Chore(name="tidy", every_seconds=TIDY_SECONDS, action=self.tidy),
+            )
+        )
+        while not self._stopping:
+            await schedule.run_due()
+            moved = await self.dispatch() + await self.publish()
+            await asyncio.sleep(BREATH_SECONDS)
+            if not moved:
+                await self._news.wait(min(POLL_SECONDS, schedule.seconds_to_next()))
+
+    async def dispatch(self) -> int:
+        """Fills each queue's window in Redis from the ledger; answers how many tasks were sent.
+
+        The ledger's row is committed first, for a worker must not look for what isn't there yet. A wake-up that
+        doesn't reach Redis is found by `mend`.
+        """
+        await self._queue.ping()
+        async with self._store.system("dispatch due tasks") as tx:
+            picked = await tx.ledger.dispatch(
+                tuple(Queue), window=self._tasks.window, per_tenant=self._tasks.inflight_per_tenant
+            )
+        for queue, wakeups in picked.items():
+            await self._queue.enqueue(queue, wakeups)
+        return sum(map(len, picked.values()))
+
+    async def mend(self) -> None:
+        """Sends again what was dispatched and is neither claimed nor in Redis: wiped, or lost with a worker."""
+        async with self._store.system("find unclaimed tasks") as tx:
+            unclaimed = await tx.ledger.unclaimed(older_than=UNCLAIMED_SECONDS, limit=UNCLAIMED_LIMIT)
+        lost: list[Wakeup] = []
+        for queue, wakeups in unclaimed.items():
+            lost += await self._queue.missing(queue, wakeups)
+        if not lost:
+            return
+        async with self._store.system("dispatch lost tasks again") as tx:
+            again = await tx.ledger.redispatch(lost)
+        for queue, wakeups in again.items():
+            await self._queue.enqueue(queue, wakeups)
+        self._log.warning("lost wake-ups sent again", count=sum(map(len, again.values())))
+
+    async def sweep(self) -> None:
+        """Takes the leases of lost workers away."""
+        async with self._store.system("sweep expired leases") as tx:
+            swept = await tx.ledger.sweep(grace=self._tasks.lease_seconds)
+        for task_id, status in swept:
+            self._log.warning("lease lost", task_id=str(task_id), status=status.value)
+
+    async def publish(self) -> int:
+        """Hands events on at least once: they are marked only after Redis has taken them."""
+        async with self._store.system("number new events") as tx:
+            events = await tx.ledger.publish(EVENTS_A_ROUND)
+        if not events:
+            return 0
+        await self._queue.broadcast(events)
+        async with self._store.system("mark events as handed on") as tx:
+            await tx.ledger.mark_published(events)
+        for event in events:
+            self._log.debug("event", kind=event.kind, tenant_id=str(event.tenant_id), position=event.position)
+        return len(events)
+
+    async def tidy(self) -> None:
+        """Forgets old idempotency keys and old events."""
+        started = time.monotonic()
+        async with self._store.system("forget old keys and events") as tx:
+            keys, events = await tx.ledger.forget(keys_after=KEEP_KEYS, events_after=KEEP_EVENTS)
+        self._log.debug("tidied", keys=keys, events=events, seconds=round(time.monotonic() - started, 3))

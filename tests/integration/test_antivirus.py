@@ -1,0 +1,125 @@
+"""clamd for real: what it finds, what it can't look into, and when it is away."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from internal.providers.antivirus import Antivirus, open_antivirus
+from pkg.apperr import AppError, Code
+from pkg.config import Scan
+
+# In two halves, so that no scanner takes this file for the test signature.
+SIGNATURE = ("X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-" + "ANTIVIRUS-TEST-FILE!$H+H*").encode()
+CONFIGURATION = """\
+Foreground yes
+DatabaseDirectory {folder}/db
+LocalSocket {folder}/clamd.sock
+LocalSocketMode 600
+AlertExceedsMax yes
+MaxRecursion 5
+MaxFiles 50
+StreamMaxLength 2M
+"""
+
+
+@pytest.fixture(scope="module")
+def folder() -> Generator[Path]:
+    program = shutil.which("clamd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"])
+    assert program, "these tests want clamd: apt-get install clamav-daemon"
+    with tempfile.TemporaryDirectory(prefix="clamd-") as name:
+        root = Path(name)
+        (root / "db").mkdir()
+        (root / "db" / "local.hdb").write_text("44d88612fea8a8f36de82e1278abb02f:68:Eicar-Test-Signature\n")
+        (root / "clamd.conf").write_text(CONFIGURATION.format(folder=root))
+        with (root / "log").open("wb") as log:
+            process = subprocess.Popen([program, "-c", str(root / "clamd.conf")], stdout=log, stderr=log)
+        try:
+            yield root
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(timeout=20)
+
+
+@pytest.fixture
+async def antivirus(folder: Path) -> Antivirus:
+    found = open_antivirus(Scan(clamd=f"unix:{folder / 'clamd.sock'}", timeout_seconds=5))
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await found.check()
+            except AppError:
+                await asyncio.sleep(0.1)
+            else:
+                return found
+
+
+async def refusal(antivirus: Antivirus, path: Path) -> Code:
+    with pytest.raises(AppError) as error:
+        await antivirus.scan(path)
+    return error.value.code
+
+
+async def test_a_harmless_file_comes_in(antivirus, tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    await antivirus.scan(tmp_path / "a.txt")
+
+
+async def test_a_virus_is_named(antivirus, tmp_path):
+    (tmp_path / "a.txt").write_bytes(SIGNATURE)
+    with pytest.raises(AppError, match="Eicar") as error:
+        await antivirus.scan(tmp_path / "a.txt")
+    assert error.value.code == Code.FILE_INFECTED
+
+
+async def test_a_virus_in_an_archive_is_found(antivirus, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("inner.com", SIGNATURE)
+    assert await refusal(antivirus, tmp_path / "a.zip") == Code.FILE_INFECTED
+
+
+async def test_what_is_nested_too_deeply_to_be_scanned_is_refused(antivirus, tmp_path):
+    inner = tmp_path / "0.zip"
+    inner.write_bytes(SIGNATURE)
+    for depth in range(1, 12):
+        outer = tmp_path / f"{depth}.zip"
+        with zipfile.ZipFile(outer, "w") as archive:
+            archive.write(inner, inner.name)
+        inner = outer
+    assert await refusal(antivirus, inner) == Code.FILE_SCAN_LIMIT
+
+
+async def test_what_is_longer_than_the_scanner_takes_is_refused(antivirus, tmp_path):
+    (tmp_path / "big.bin").write_bytes(os.urandom(3 * 1024 * 1024))
+    assert await refusal(antivirus, tmp_path / "big.bin") == Code.FILE_SCAN_LIMIT
+
+
+async def test_a_scanner_that_is_away_accepts_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    away = open_antivirus(Scan(clamd=f"unix:{tmp_path}/nobody.sock", timeout_seconds=1))
+    assert await refusal(away, tmp_path / "a.txt") == Code.SCAN_UNAVAILABLE
+
+
+async def test_a_scanner_that_hangs_accepts_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(silent, tmp_path / "slow.sock"):
+        slow = open_antivirus(Scan(clamd=f"unix:{tmp_path}/slow.sock", timeout_seconds=0.3))
+        assert await refusal(slow, tmp_path / "a.txt") == Code.SCAN_UNAVAILABLE
+
+
+async def test_without_a_scanner_everything_comes_in(tmp_path):
+    (tmp_path / "a.txt").write_bytes(SIGNATURE)
+    await open_antivirus(Scan(clamd="off")).scan(tmp_path / "a.txt")

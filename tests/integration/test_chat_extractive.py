@@ -1,0 +1,126 @@
+"""Answers of the built-in mode with the real embedding model: both languages, across them, and refusals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt
+from internal.entities.ids import new_id
+from internal.entities.parsed import Location
+from internal.models.embedding import Embedder, Kind, load
+from internal.services.chunking_sentences import sentences
+from internal.services.extractive import ExtractiveModel
+from pkg.ctxutil import Context, Role
+
+CTX = Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id="r", trace_id="t")
+
+HANDBOOK = (
+    "Employees may work from home on two days a week. The team lead agrees to the days in writing. "
+    "Whoever works from home is reachable by telephone between ten and fifteen o'clock.",
+    "Travel is booked through the travel desk. Trips by train are in second class; a flight needs the consent of the "
+    "department. Receipts are handed in within four weeks, or the costs are not paid back.",
+    "Annual leave is 28 working days. Up to five days may be carried over into the next year and are to be taken by "
+    "31 March. Leave requests go to the team lead two weeks ahead.",
+    "The canteen is open from half past eleven to two. On Fridays there is fish. Guests pay with cash at the till.",
+)
+HANDBOOK_ZH = (
+    "员工每周可以在家办公两天，具体日期由组长书面同意。在家办公的员工应在上午十点至下午三点之间保持电话畅通。",
+    "出差由差旅部门统一预订。火车票为二等座；乘坐飞机须经部门批准。报销单据应在四周内提交，逾期不予报销。",
+    "年假为28个工作日。最多可将五天结转至下一年，并须在3月31日前休完。请假申请应提前两周提交给组长。",
+    "食堂开放时间为十一点半至两点。周五供应鱼。访客在收银台用现金付款。",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ExtractiveModel:
+    return ExtractiveModel(Real(load(_cache(tmp_path_factory), replicas=1)), sentences)
+
+
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by the workers of a session: the conversion takes seconds."""
+    return tmp_path_factory.getbasetemp().parent / "embedding-model"
+
+
+class Real:
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    async def embed_query(self, ctx: Context, text: str) -> np.ndarray:
+        return self._embed([text], Kind.QUERY)[0]
+
+    async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: str) -> np.ndarray:
+        return self._embed(texts, Kind.PASSAGE)
+
+    def _embed(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
+        return self._embedder.forward([window.ids for window in self._embedder.windows(texts, kind)])
+
+
+async def answer(model: ExtractiveModel, question: str, texts: Sequence[str]) -> str:
+    passages = tuple(
+        Passage(
+            number=number,
+            chunk_id=new_id(),
+            document_id=new_id(),
+            filename="handbook",
+            text=text,
+            score=1.0,
+            location=Location(),
+        )
+        for number, text in enumerate(texts, 1)
+    )
+    prompt = Prompt(messages=(), question=question, passages=passages)
+    return "".join([piece async for piece in model.stream(CTX, prompt) if isinstance(piece, str)])
+
+
+@pytest.mark.parametrize(
+    ("question", "texts", "label", "quoted", "mark"),
+    [
+        ("How many days of annual leave are there?", HANDBOOK, "From your documents:", "28 working days", "[3]"),
+        ("Until when must receipts be handed in?", HANDBOOK, "From your documents:", "within four weeks", "[2]"),
+        ("How many days a week may I work from home?", HANDBOOK, "From your documents:", "two days a week", "[1]"),
+        ("年假有多少天？", HANDBOOK_ZH, "根据您的文档：", "28个工作日", "[3]"),
+        ("报销单据要在多久之内提交？", HANDBOOK_ZH, "根据您的文档：", "四周内提交", "[2]"),
+        ("每周可以在家办公几天？", HANDBOOK_ZH, "根据您的文档：", "在家办公两天", "[1]"),
+        ("每周可以在家办公几天？", HANDBOOK, "根据您的文档：", "two days a week", "[1]"),
+        ("Within how many weeks must receipts be handed in?", HANDBOOK_ZH, "From your documents:", "四周内提交", "[2]"),
+    ],
+)
+async def test_the_right_sentence_is_quoted(
+    model: ExtractiveModel, question: str, texts: Sequence[str], label: str, quoted: str, mark: str
+) -> None:
+    text = await answer(model, question, texts)
+    assert text.startswith(f"{label}\n\n")
+    assert quoted in text
+    assert mark in text
+
+
+@pytest.mark.parametrize(
+    ("question", "texts"),
+    [
+        ("Who painted the ceiling of the Sistine Chapel?", HANDBOOK),
+        ("What is the boiling point of nitrogen?", HANDBOOK),
+        ("Which database does the payment service use?", HANDBOOK),
+        ("西斯廷教堂的天顶画是谁画的？", HANDBOOK_ZH),
+        ("氮的沸点是多少？", HANDBOOK_ZH),
+        ("光合作用发生在植物的哪个部位？", HANDBOOK),
+        ("What is the capital of Mongolia?", HANDBOOK_ZH),
+    ],
+)
+async def test_what_the_documents_do_not_hold_is_not_invented(
+    model: ExtractiveModel, question: str, texts: Sequence[str]
+) -> None:
+    assert await answer(model, question, texts) == NOT_IN_DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("question", "texts"), [("How many days of annual leave are there?", HANDBOOK), ("年假有多少天？", HANDBOOK_ZH)]
+)
+async def test_every_sentence_stands_in_its_passage(
+    model: ExtractiveModel, question: str, texts: Sequence[str]
+) -> None:
+    shown = (await answer(model, question, texts)).partition("\n\n")[2]
+    parts = [part for part in shown.replace("]", "[").split("[") if part.strip()]
+    for sentence, number in zip(parts[::2], parts[1::2], strict=True):
+        assert sentence.strip() in texts[int(number) - 1]

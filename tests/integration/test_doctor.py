@@ -1,0 +1,75 @@
+"""`dreamhub doctor` against servers that are well, ill, and absent."""
+
+from pathlib import Path
+
+import pytest
+
+from dreamhub.doctor import Finding, Level, examine
+from tests.servers import Database
+
+
+async def report(home: Path) -> dict[str, Finding]:
+    return {finding.subject: finding async for finding in examine(home)}
+
+
+@pytest.fixture
+def well(database: Database, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB__DSN", database.app)
+    monkeypatch.setenv("REDIS__URL", redis_url)
+    monkeypatch.setenv("BLOBS__URL", (tmp_path / "blobs").as_uri())
+
+
+@pytest.mark.usefixtures("well")
+async def test_servers_that_are_well(tmp_path: Path) -> None:
+    found = await report(tmp_path)
+    for subject in ("PostgreSQL", "pgvector", "Login role", "Migrations", "Redis", "Objects", "libmagic"):
+        assert found[subject].level is Level.OK, found[subject]
+
+
+@pytest.mark.usefixtures("well")
+@pytest.mark.parametrize("role", ["superuser", "backup"])
+async def test_a_login_past_row_level_security_fails(
+    role: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB__DSN", getattr(database, role))
+    found = await report(tmp_path)
+    assert found["Login role"].level is Level.FAIL
+    assert found["Login role"].remedy == "let DB__DSN log in as dreamhub_app"
+
+
+@pytest.mark.usefixtures("well")
+async def test_missing_migrations_fail(
+    empty_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB__DSN", empty_database.app)
+    found = await report(tmp_path)
+    assert found["Migrations"].level is Level.FAIL
+    assert found["Migrations"].remedy == "run `dreamhub migrate`"
+
+
+async def test_servers_that_are_down_are_all_told_and_no_password_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("DB__DSN", "postgresql://someone:hidden@127.0.0.1:1/x"),
+        ("REDIS__URL", "redis://:hidden@127.0.0.1:1/0"),
+        ("BLOBS__URL", "file:///dev/null/blobs"),
+        ("MODELS__URL", "http://127.0.0.1:1"),
+        ("SCAN__CLAMD", "tcp://127.0.0.1:1"),
+        ("AI__BASE_URL", "http://127.0.0.1:1/v1"),
+    ):
+        monkeypatch.setenv(name, value)
+    found = await report(tmp_path)
+    for subject in ("PostgreSQL", "Redis", "Objects", "Local models", "Virus scan", "Chat model"):
+        assert found[subject].level is Level.FAIL, found[subject]
+        assert found[subject].remedy
+        assert "hidden" not in found[subject].text
+
+
+async def test_a_wrong_setting_ends_the_report_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB__POOL_MAXX", "3")
+    found = await report(tmp_path)
+    assert found["Settings"] == Finding(
+        Level.FAIL, "Settings", "DB__POOL_MAXX is not a setting of DreamHub; did you mean DB__POOL_MAX?"
+    )
+    assert "PostgreSQL" not in found

@@ -1,0 +1,78 @@
+"""The search service on a real database and an embedding endpoint over a real socket."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from internal.entities.search import SearchMode, SearchRequest
+from internal.providers.embeddings import OpenAIEmbeddings
+from internal.services.embedder import Embedder
+from internal.services.search import SearchService
+from internal.services.terms import TermAnalyser
+from pkg.apperr import AppError, Code
+from pkg.config import Ai
+from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
+from tests.library import SPACE, Library
+from tests.servers import Database
+
+
+@pytest.fixture(scope="module")
+async def library(module_database: Database) -> AsyncGenerator[Library]:
+    opened = await Library.open(module_database)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def fake() -> AsyncGenerator[FakeOpenAI]:
+    async with running_fake(dimension=SPACE.dim) as found:
+        yield found
+
+
+@pytest.fixture
+async def service(library: Library, fake: FakeOpenAI) -> AsyncGenerator[SearchService]:
+    settings = Ai(base_url=fake.base_url, embedding_model=SPACE.model, timeout_seconds=2.0)
+    provider = OpenAIEmbeddings(settings, SPACE)
+    yield SearchService(library.app, Embedder(provider), TermAnalyser())
+    await provider.close()
+
+
+async def test_a_search_finds_and_tells_how_long_it_took(service: SearchService, library: Library) -> None:
+    ctx = await library.tenant()
+    await library.add(ctx, ["refunds take thirty days", "the weather"])
+    for mode in SearchMode:
+        result = await service.search(ctx, SearchRequest(query="refunds", mode=mode, k=1))
+        assert [hit.text for hit in result.items] == ["refunds take thirty days"]
+        assert result.took_ms > 0
+        assert result.cache == "miss"
+
+
+async def test_keyword_search_asks_no_model(service: SearchService, library: Library, fake: FakeOpenAI) -> None:
+    ctx = await library.tenant()
+    await library.add(ctx, ["refunds"])
+    fake.embedding_replies.append(Reply(status=500))
+    assert (await service.search(ctx, SearchRequest(query="refund", mode=SearchMode.KEYWORD))).items
+    assert fake.requests == []
+
+
+async def test_an_empty_query_finds_nothing(service: SearchService, library: Library, fake: FakeOpenAI) -> None:
+    ctx = await library.tenant()
+    await library.add(ctx, ["refunds"])
+    for mode in SearchMode:
+        assert (await service.search(ctx, SearchRequest(query=" \n ", mode=mode))).items == []
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("k", [0, -1, 101])
+async def test_k_is_bounded(service: SearchService, library: Library, k: int) -> None:
+    with pytest.raises(AppError) as caught:
+        await service.search(await library.tenant(), SearchRequest(query="x", k=k))
+    assert caught.value.code is Code.REQUEST_INVALID
+
+
+async def test_a_model_that_is_away_is_told(service: SearchService, library: Library, fake: FakeOpenAI) -> None:
+    ctx = await library.tenant()
+    fake.embedding_replies += [Reply(status=503)] * 5
+    with pytest.raises(AppError) as caught:
+        await service.search(ctx, SearchRequest(query="refunds"))
+    assert caught.value.code is Code.MODEL_UNAVAILABLE

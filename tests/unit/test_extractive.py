@@ -1,0 +1,129 @@
+"""The built-in mode's rules on small vectors; tests/integration/test_chat_extractive.py has the real model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt, Usage
+from internal.entities.ids import new_id
+from internal.entities.parsed import Location
+from internal.services.chunking_sentences import sentences
+from internal.services.evidence import Candidate, candidates, content_terms, coverage, language
+from internal.services.extractive import ExtractiveModel, select
+from internal.services.terms import TermAnalyser
+from pkg.ctxutil import Context, Role
+from tests.fakes.openai_server import vector_of
+
+CTX = Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id="r", trace_id="t")
+
+
+def passage(number: int, text: str) -> Passage:
+    return Passage(
+        number=number,
+        chunk_id=new_id(),
+        document_id=new_id(),
+        filename="f.txt",
+        text=text,
+        score=1 / number,
+        location=Location(),
+    )
+
+
+class Words:
+    async def embed_query(self, ctx: Context, text: str) -> np.ndarray:
+        return vector_of(text, 256)
+
+    async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: str) -> np.ndarray:
+        return np.stack([vector_of(text, 256) for text in texts])
+
+
+async def answer(question: str, *texts: str) -> str:
+    passages = tuple(passage(number, text) for number, text in enumerate(texts, 1))
+    pieces = [
+        piece
+        async for piece in ExtractiveModel(Words(), sentences).stream(
+            CTX, Prompt(messages=(), question=question, passages=passages)
+        )
+    ]
+    assert pieces.pop() == Usage()
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+@pytest.mark.parametrize(
+    ("text", "tongue"),
+    [
+        ("How long?", "en"),
+        ("退款要多久？", "zh"),
+        ("DreamHub 支持 PDF 吗", "zh"),
+        ("What does 退款 mean in this contract?", "en"),
+        ("123", "en"),
+        ("", "en"),
+    ],
+)
+def test_language(text: str, tongue: str) -> None:
+    assert language(text) == tongue
+
+
+def test_terms_that_carry_meaning() -> None:
+    analyser = TermAnalyser()
+    assert content_terms(analyser, "What is the refund period?") == {"refund", "period"}
+    assert content_terms(analyser, "退款的期限是多少") == {"退款", "期限"}
+    assert content_terms(analyser, "what is it") == frozenset()
+    assert content_terms(analyser, "的是") == {"的", "是", "的是"}
+    assert coverage(frozenset("ab"), frozenset("bc")) == 0.5
+    assert coverage(frozenset(), frozenset("bc")) == 0.0
+
+
+def test_only_the_best_sentences_of_a_passage_are_looked_at() -> None:
+    text = " ".join(f"Sentence number {number} says nothing." for number in range(50)) + " The refund is paid."
+    found = candidates(TermAnalyser(), sentences, "When is the refund paid?", [passage(1, text)] * 9)
+    assert len(found) == 6 * 12
+    assert found[0].text == "The refund is paid."
+    assert found[0].coverage == 1.0
+
+
+def test_sentences_that_say_the_same_are_quoted_once() -> None:
+    texts = ["Refunds take thirty days.", "Refunds take thirty days!", "Shipping is never refunded."]
+    found = [Candidate(text, passage(number, text), 0, 0.5) for number, text in enumerate(texts, 1)]
+    near = np.eye(3, dtype=np.float32)
+    near[1] = near[0]
+    chosen = select(found, near, np.array([0.50, 0.50, 0.48], dtype=np.float32))
+    assert [item.text for item in chosen] == [texts[0], texts[2]]
+
+
+def test_at_most_four_sentences_in_the_order_of_the_text() -> None:
+    where = passage(1, "")
+    found = [Candidate(f"A sentence with number {place}.", where, place, 0.0) for place in range(8)]
+    relevance = np.array([0.5, 0.5, 0.1, 0.55, 0.5, 0.6, 0.5, 0.5], dtype=np.float32)
+    chosen = select(found, np.eye(8, dtype=np.float32), relevance)
+    assert [item.place for item in chosen] == [0, 1, 3, 5]
+
+
+def test_a_question_in_a_document_is_no_answer() -> None:
+    texts = ["How long do refunds take?", "They take thirty days from receipt."]
+    found = [Candidate(text, passage(1, text), place, 0.5) for place, text in enumerate(texts)]
+    level = np.array([0.35, 0.35], dtype=np.float32)
+    assert select(found, np.eye(2, dtype=np.float32), level)[0].text == texts[1]
+
+
+async def test_sentences_are_quoted_marked_and_labelled() -> None:
+    text = await answer(
+        "how long do refunds take",
+        "Refunds take 30 days after we receive the goods. The sky was blue over the harbour.",
+        "Trucks are green and loud in the morning.",
+    )
+    assert text == "From your documents:\n\nRefunds take 30 days after we receive the goods. [1]"
+
+
+async def test_nothing_that_fits_is_not_in_the_documents() -> None:
+    assert await answer("who won the chess world cup", "Refunds take 30 days. Shipping is free.") == NOT_IN_DOCUMENTS
+    assert await answer("who won the chess world cup") == NOT_IN_DOCUMENTS
+    assert await answer("who won", "--- 12 ---") == NOT_IN_DOCUMENTS
+
+
+async def test_brackets_of_a_document_are_not_marks() -> None:
+    text = await answer("how long do refunds take", "Refunds take [2]\n 30 days【3】.")
+    assert "[2]" not in text
+    assert "【3】" not in text
+    assert "(2)" in text
