@@ -51,7 +51,7 @@ class IdentityRepository:
     async def add_member(self, email: str, password_hash: str, role: Role) -> UUID | None:
         """The member's user id, or None for somebody who is a member already."""
         return await self._conn.fetchval(
-            "select add_member_v2($1, $2, $3, $4)", new_id(), email, password_hash, role.value
+            "select add_member_v1($1, $2, $3, $4)", new_id(), email, password_hash, role.value
         )
 
     async def set_member(self, user_id: UUID, *, role: Role | None, password_hash: str | None) -> bool:
@@ -167,7 +167,7 @@ class DirectoryRepository:
     async def find_key(self, digest: bytes) -> tuple[Principal, datetime | None] | None:
         """Whom a live key of an active tenant stands for, and when it expires."""
         row = await self._conn.fetchrow(
-            "select tenant_id, user_id, key_id, role, expires_at from auth_api_key_v2($1)", digest
+            "select tenant_id, user_id, key_id, role, expires_at from auth_api_key_v1($1)", digest
         )
         if row is None:
             return None
@@ -183,7 +183,7 @@ class DirectoryRepository:
     async def find_sign_ins(self, email: str) -> list[SignIn]:
         """The active tenants of an e-mail address, oldest membership first."""
         rows = await self._conn.fetch(
-            "select user_id, tenant_id, tenant_name, password_hash from auth_user_v2($1)", email
+            "select user_id, tenant_id, tenant_name, password_hash from auth_user_v1($1)", email
         )
         return [SignIn(**row) for row in rows]
 
@@ -193,7 +193,7 @@ class DirectoryRepository:
         """Makes a tenant with its owner and first key; answers the tenant's and the owner's id."""
         tenant_id = new_id()
         owner_id = await self._conn.fetchval(
-            "select create_tenant_v2($1, $2, $3, $4, $5, $6, $7, $8)",
+            "select create_tenant_v1($1, $2, $3, $4, $5, $6, $7, $8)",
             tenant_id,
             name,
             new_id(),

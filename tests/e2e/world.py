@@ -17,6 +17,8 @@ from tests.e2e.product import Product, finished, upload
 
 PASSWORD = "correct horse battery"
 ROLES = ("owner", "admin", "member", "viewer")
+KEYS = 30
+"""Idempotency keys that the owner has used: one for each position, since the first probe uses it up."""
 BROKEN = b"%PDF-1.4\nno object, no table, no end\n"
 
 
@@ -70,7 +72,7 @@ def build(product: Product) -> World:
 
 
 def _filled(product: Product, visitor: httpx.Client, owner: httpx.Client, made: dict[str, Any], mark: str) -> World:
-    key = f"idempotent-{mark}"
+    keys = [f"idempotent-{number}-{mark}" for number in range(KEYS)]
     collection = _done(owner.post("/api/v1/collections", json={"name": f"Collection {mark}"}))
     texts = [f"The lighthouse keeper of {place} counts ships, says {mark}.".encode() for place in ("Sund", "Belt")]
     shared = upload(owner, f"shared-{mark}.txt", texts[0], tags=f"tag-{mark}", collection=f"Collection {mark}")
@@ -81,7 +83,8 @@ def _filled(product: Product, visitor: httpx.Client, owner: httpx.Client, made: 
         assert finished(owner, item["task_id"])["status"] == status
     asyncio.run(_bury(product, dead["task_id"]))
     extra = _done(owner.post("/api/v1/api-keys", json={"name": f"Key {mark}", "role": "viewer"}))
-    _done(owner.post("/api/v1/collections", json={"name": f"Again {mark}"}, headers={"Idempotency-Key": key}))
+    for key in keys:
+        _done(owner.post("/api/v1/search", json={"query": mark, "mode": "keyword"}, headers={"Idempotency-Key": key}))
     people = {"owner": _signed_in(visitor, made["owner"]["id"], "owner", mark)}
     for role in ROLES[1:]:
         body = {"email": f"{role}-{mark}@probe.example", "password": PASSWORD, "role": role}
@@ -103,12 +106,12 @@ def _filled(product: Product, visitor: httpx.Client, owner: httpx.Client, made: 
             "message": [message],
             "api_key": [extra["id"]],
             "user": [people["member"].id, people["owner"].id],
-            "email": [people["member"].email],
+            "email": [people["admin"].email],  # not of those below, whom it would make known
             "tenant": [made["id"]],
             "tag": [f"tag-{mark}"],
             "filename": [f"shared-{mark}.txt"],
             "content": [texts[0]],
-            "idempotency_key": [key],
+            "idempotency_key": keys,
             "refresh_token": [forged_refresh_token(made["id"], people["owner"].id)],
             "document_place": [[document["created_at"], document["id"]]],
             "conversation_place": [[document["created_at"], conversation]],
@@ -121,7 +124,7 @@ def _filled(product: Product, visitor: httpx.Client, owner: httpx.Client, made: 
             "message": [message],
             "content": [texts[1]],
             "filename": [f"private-{mark}.txt"],
-            "idempotency_key": [key],
+            "idempotency_key": keys,
             "document_place": [[hidden["created_at"], hidden["id"]]],
             "conversation_place": [[document["created_at"], conversation]],
             "message_place": [[document["created_at"], message]],
