@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from dreamhub.running import settings_of_running
+from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
 from internal.providers.local_models import model_client
@@ -82,6 +83,7 @@ async def examine(home: Path | None) -> AsyncIterator[Finding]:
         _models,
         _endpoint,
         _clamd,
+        _sandbox,
     )
     for check in checks:
         for finding in await check(settings):
@@ -247,3 +249,20 @@ async def _clamd(settings: Settings) -> list[Finding]:
                 return [Finding(Level.OK, "Virus scan", "finds the test virus")]
             return [Finding(Level.FAIL, "Virus scan", error.detail, "see clamd's log")]
     return [Finding(Level.FAIL, "Virus scan", "lets the test virus pass", "update clamd's signatures (freshclam)")]
+
+
+async def _sandbox(settings: Settings) -> list[Finding]:
+    sandbox = Sandbox(settings.limits)
+    try:
+        await sandbox.start()
+        walls = sandbox.capabilities
+    except AppError as error:
+        return [Finding(Level.FAIL, "Parsing", error.detail, "see the log of a worker")]
+    finally:
+        await sandbox.close()
+    text = f"files are read in a child behind: {', '.join(sorted(walls)) or 'limits alone'}"
+    if "network" not in walls and "calls" not in walls:
+        return [
+            Finding(Level.WARN, "Parsing", text, "allow user namespaces or seccomp, so that a child has no network")
+        ]
+    return [Finding(Level.OK, "Parsing", text)]

@@ -5,7 +5,7 @@ credential. A route with a parameter or field that tests/e2e/probe.py doesn't kn
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -18,8 +18,7 @@ from tests.e2e.world import ROLES, World, build, expired_token, rows_of
 
 UNLISTED = {"/openapi.json", "/docs"}
 REFUSED = ("nobody", "platform", "expired", "garbled")
-# Kinds of ids that name something in a path; on all of these a foreign one is not found.
-NOT_FOUND = {401, 403, 404}
+SPENT = {"collection_name", "content", "email", "idempotency_key"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def victim(product: Product) -> World:
 
 @pytest.fixture(scope="module")
 def prober(product: Product) -> World:
-    return build(product)
+    return build(product, spares=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,48 +51,43 @@ def credentials(product: Product, prober: World) -> dict[str, str]:
     }
 
 
-def clients(product: Product, credentials: Mapping[str, str]) -> dict[str, httpx.Client]:
-    return {
-        name: httpx.Client(
-            base_url=product.up["url"],
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=60,
-            trust_env=False,
-        )
-        for name, token in credentials.items()
-    }
+def client_of(product: Product, token: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(base_url=product.up["url"], headers=headers, timeout=60, trust_env=False)
 
 
-def probes(document: dict[str, Any], known: Mapping[str, list[Any]]) -> list[tuple[Position, list[Any]]]:
-    """Each position with the values to put there; a position of an idempotency key gets a key of its own."""
-    keys = iter(known["idempotency_key"])
-    return [
-        (item, [next(keys)] if item.kind == "idempotency_key" else known[item.kind])
-        for item in positions(document)
-        if item.kind in known
-    ]
+class Values:
+    """What to put into positions. What a probe may bring into being in its own tenant is used for one probe only."""
+
+    def __init__(self, known: Mapping[str, list[Any]]) -> None:
+        self._known = known
+        self._spares = {kind: iter(known[kind]) for kind in SPENT & known.keys()}
+
+    def of(self, position: Position) -> list[Any]:
+        spares = self._spares.get(position.kind)
+        return self._known.get(position.kind, []) if spares is None else [next(spares)]
+
+    def any(self, position: Position) -> list[Any]:
+        """For a credential that gets nowhere."""
+        return self._known[position.kind][:1]
 
 
 def differences(
-    client: httpx.Client,
-    position: Position,
-    values: Iterable[Any],
-    own: Mapping[str, Any],
-    check: Callable[[int], bool],
+    client: httpx.Client, position: Position, value: Any, own: Mapping[str, Any], allowed: Callable[[int], bool]
 ) -> list[str]:
-    """Foreign values that are answered otherwise than their twins, or with a status that `check` refuses."""
-    found: list[str] = []
-    for value in values:
-        other = twin(value)
-        # One before, so that what only the first request changes (a collection that is made) is made.
-        request(client, position, twin(value), own)
-        foreign = comparable(request(client, position, value, own), position, value)
-        unknown = comparable(request(client, position, other, own), position, other)
-        if foreign != unknown:
-            found.append(f"{position} = {value!r}:\n  foreign {foreign}\n  unknown {unknown}")
-        if not check(foreign[0]):
-            found.append(f"{position} = {value!r}: answered {foreign[0]}")
+    """In what a foreign value is answered otherwise than its twin, or with a status that isn't allowed."""
+    other = twin(value)
+    foreign = comparable(request(client, position, value, own), position, value)
+    unknown = comparable(request(client, position, other, own), position, other)
+    found = [] if allowed(foreign[0]) else [f"{position} = {value!r}: answered {foreign}"]
+    if foreign != unknown:
+        found.append(f"{position} = {value!r}:\n  foreign {foreign}\n  unknown {unknown}")
     return found
+
+
+def settled(client: httpx.Client, position: Position, value: Any, own: Mapping[str, Any]) -> None:
+    """One request before those that are compared: what only the first changes is changed then."""
+    request(client, position, twin(value), own)
 
 
 def test_every_route_is_in_the_document(document):
@@ -157,57 +151,79 @@ def test_the_ids_exist(product: Product, document, victim: World):
         assert set(victim.ids["collection"]) <= collections
 
 
+def test_a_credential_that_is_none_tells_nothing(product: Product, document, victim: World, prober: World, credentials):
+    found: list[str] = []
+    for name in REFUSED:
+        with client_of(product, credentials[name]) as client:
+            for position in positions(document):
+                platform = position.path == "/api/v1/tenants" and name == "platform"
+                if position.open or platform:
+                    continue
+                value = Values(victim.ids).any(position)[0]
+                found += differences(client, position, value, prober.own("owner"), lambda status: status == 401)
+    assert not found, report(found)
+
+
 def test_another_tenants_id_is_an_id_that_never_existed(
     product: Product, document, victim: World, prober: World, credentials
 ):
     dsn = product.up["postgres_dsn"]
     before = asyncio.run(rows_of(dsn, victim.tenant))
-    assert len(before) - sum(map(bool, before.values())) <= 1, "tables where the victim has nothing"
+    assert {name for name, rows in before.items() if not rows} == set(), "tables where the victim has nothing"
+    values = Values(victim.ids)
     found: list[str] = []
     asked = 0
-    for name, client in clients(product, credentials).items():
-        role = name if name in ROLES else "owner"
-        with client:
-            for position, values in probes(document, victim.ids):
-                if position.open and name != "nobody":
-                    continue  # the credential isn't looked at
-                if position.place == "header" and name == "key":
-                    continue  # the owner's too, whose keys they are
-                needs_platform = position.path == "/api/v1/tenants"
-
-                def allowed(
-                    status: int, *, name: str = name, position: Position = position, platform: bool = needs_platform
-                ) -> bool:
-                    if position.open:
-                        return status < 500
-                    if (name in REFUSED) != (platform and name == "platform"):
-                        return status == 401 or platform
-                    return status in NOT_FOUND if position.place == "path" else status < 500 and status != 429
-
-                found += differences(client, position, values, prober.own(role), allowed)
-                asked += 1
-    assert asked > 300
+    for name in ("key", *ROLES):
+        own = prober.own(name if name in ROLES else "owner")
+        with client_of(product, credentials[name]) as client:
+            for position in positions(document):
+                if position.open or position.path == "/api/v1/tenants":
+                    continue
+                for value in values.of(position):
+                    settled(client, position, value, own)
+                    found += differences(client, position, value, own, admitted(position))
+                    asked += 1
+    assert asked > 400
     assert not found, report(found)
     assert asyncio.run(rows_of(dsn, victim.tenant)) == before
+
+
+def test_who_isnt_known_learns_nothing_of_a_tenant(
+    product: Product, document, victim: World, prober: World, credentials
+):
+    """Signing in, refreshing, and the platform's making of a tenant."""
+    values = Values({kind: found[::-1] for kind, found in victim.ids.items()})
+    found: list[str] = []
+    for position in positions(document):
+        if position.open or position.path == "/api/v1/tenants":
+            token = credentials["nobody" if position.open else "platform"]
+            with client_of(product, token) as client:
+                for value in values.of(position):
+                    found += differences(client, position, value, prober.own("owner"), lambda status: status < 500)
+    assert not found, report(found)
 
 
 def test_another_users_private_id_is_an_id_that_never_existed(product: Product, document, victim: World):
     with product.client(victim.people["owner"].token) as owner:
         before = owners_view(owner, victim)
+        values = Values(victim.private)
         found: list[str] = []
-        for name, client in clients(product, {role: victim.people[role].token for role in ROLES[1:]}).items():
-            with client:
-                for position, values in probes(document, victim.private):
-                    if position.open:
-                        continue
-                    own = victim.own(name)
-
-                    def allowed(status: int, *, position: Position = position) -> bool:
-                        return status in NOT_FOUND if position.place == "path" else status < 500 and status != 429
-
-                    found += differences(client, position, values, own, allowed)
+        for role in ROLES[1:]:
+            own = victim.own(role)
+            with client_of(product, victim.people[role].token) as client:
+                for position in positions(document):
+                    for value in [] if position.open else values.of(position):
+                        settled(client, position, value, own)
+                        found += differences(client, position, value, own, admitted(position))
         assert not found, report(found)
         assert owners_view(owner, victim) == before
+
+
+def admitted(position: Position) -> Callable[[int], bool]:
+    """Statuses that a foreign value may be answered with by who is let in."""
+    if position.place == "path":
+        return lambda status: status in (403, 404)
+    return lambda status: status < 500 and status not in (401, 429)
 
 
 def owners_view(owner: httpx.Client, world: World) -> list[Any]:

@@ -15,10 +15,9 @@ import msgspec
 from internal.repositories.migrate import OWNER
 from tests.e2e.product import Product, finished, upload
 
-PASSWORD = "correct horse battery"
+PASSWORD = "seventeen quiet lighthouses"
 ROLES = ("owner", "admin", "member", "viewer")
-KEYS = 30
-"""Idempotency keys that the owner has used: one for each position, since the first probe uses it up."""
+SPARES, SPARE_FILES = 30, 6
 BROKEN = b"%PDF-1.4\nno object, no table, no end\n"
 
 
@@ -38,7 +37,6 @@ class World(msgspec.Struct, frozen=True):
     """A tenant. `ids` maps a kind of id to its values; of those in `private` only the owner may know."""
 
     tenant: str
-    name: str
     api_key: str
     people: dict[str, Person]
     ids: dict[str, list[Any]]
@@ -51,89 +49,123 @@ class World(msgspec.Struct, frozen=True):
         return {**first, "conversation": person.conversation, "message": person.message}
 
 
-def build(product: Product) -> World:
-    """Makes a tenant with shared, private, broken and dead things, and waits until all its tasks have ended."""
-    mark = secrets.token_hex(8)
-    up = product.up
+def build(product: Product, *, spares: bool = True) -> World:
+    """Makes a tenant with shared, private, broken and dead things, and waits until all its tasks have ended.
+
+    With `spares` there are enough names, addresses, files and keys for each probe to spend one of its own.
+    """
+    mark, up = secrets.token_hex(8), product.up
     with httpx.Client(base_url=up["url"], trust_env=False, timeout=60) as visitor:
         made = _done(
             visitor.post(
                 "/api/v1/tenants",
                 json={
                     "name": f"Tenant {mark}",
-                    "owner_email": f"owner-{mark}@probe.example",
+                    "owner_email": f"owner-{mark}@world.example",
                     "owner_password": PASSWORD,
                 },
                 headers={"Authorization": f"Bearer {up['platform_token']}"},
             )
         )
         with product.client(made["api_key"]) as owner:
-            return _filled(product, visitor, owner, made, mark)
+            documents = _documents(product, owner, mark, SPARE_FILES if spares else 1)
+            people = _people(visitor, owner, made["owner"]["id"], mark)
+            return _world(owner, made, people, documents, SPARES if spares else 1)
 
 
-def _filled(product: Product, visitor: httpx.Client, owner: httpx.Client, made: dict[str, Any], mark: str) -> World:
-    keys = [f"idempotent-{number}-{mark}" for number in range(KEYS)]
-    collection = _done(owner.post("/api/v1/collections", json={"name": f"Collection {mark}"}))
-    texts = [f"The lighthouse keeper of {place} counts ships, says {mark}.".encode() for place in ("Sund", "Belt")]
-    shared = upload(owner, f"shared-{mark}.txt", texts[0], tags=f"tag-{mark}", collection=f"Collection {mark}")
-    private = upload(owner, f"private-{mark}.txt", texts[1], visibility="private")
+class _Documents(msgspec.Struct, frozen=True):
+    shared: list[dict[str, Any]]
+    private: list[dict[str, Any]]
+    broken: dict[str, Any]
+    dead: dict[str, Any]
+    texts: list[bytes]
+    hidden_texts: list[bytes]
+
+
+def _documents(product: Product, owner: httpx.Client, mark: str, count: int) -> _Documents:
+    texts = [f"The keeper of lighthouse {secrets.token_hex(8)} counts ships.".encode() for _ in range(count)]
+    hidden = [f"The keeper of lightship {secrets.token_hex(8)} counts ships.".encode() for _ in range(count)]
+    shared = [
+        upload(owner, f"shared-{mark}.txt", text, tags=f"tag-{mark}", collection=f"First {mark}") for text in texts
+    ]
+    private = [upload(owner, f"private-{mark}.txt", text, visibility="private") for text in hidden]
     broken = upload(owner, f"broken-{mark}.pdf", BROKEN + mark.encode())
     dead = upload(owner, f"dead-{mark}.pdf", BROKEN + mark.encode()[::-1])
-    for item, status in ((shared, "succeeded"), (private, "succeeded"), (broken, "failed"), (dead, "failed")):
-        assert finished(owner, item["task_id"])["status"] == status
+    for item in (*shared, *private):
+        assert finished(owner, item["task_id"])["status"] == "succeeded"
+    for item in (broken, dead):
+        assert finished(owner, item["task_id"])["status"] == "failed"
     asyncio.run(_bury(product, dead["task_id"]))
-    extra = _done(owner.post("/api/v1/api-keys", json={"name": f"Key {mark}", "role": "viewer"}))
-    for key in keys:
-        _done(owner.post("/api/v1/search", json={"query": mark, "mode": "keyword"}, headers={"Idempotency-Key": key}))
-    people = {"owner": _signed_in(visitor, made["owner"]["id"], "owner", mark)}
+    return _Documents(shared, private, broken, dead, texts, hidden)
+
+
+def _people(visitor: httpx.Client, owner: httpx.Client, owner_id: str, mark: str) -> dict[str, Person]:
+    people = {"owner": _signed_in(visitor, owner_id, "owner", mark)}
     for role in ROLES[1:]:
-        body = {"email": f"{role}-{mark}@probe.example", "password": PASSWORD, "role": role}
+        body = {"email": f"{role}-{mark}@world.example", "password": PASSWORD, "role": role}
         people[role] = _signed_in(visitor, _done(owner.post("/api/v1/members", json=body))["id"], role, mark)
+    return people
+
+
+def _world(
+    owner: httpx.Client, made: dict[str, Any], people: dict[str, Person], documents: _Documents, spares: int
+) -> World:
+    names = [f"Collection {secrets.token_hex(8)}" for _ in range(spares)]
+    emails = [f"spare-{secrets.token_hex(8)}@world.example" for _ in range(spares)]
+    keys = [f"idempotent-{secrets.token_hex(8)}" for _ in range(3 * spares)]
+    collections = [_done(owner.post("/api/v1/collections", json={"name": name}))["id"] for name in names]
+    for email in emails:
+        _done(owner.post("/api/v1/members", json={"email": email, "password": PASSWORD, "role": "viewer"}))
+    for key in keys:
+        body = {"query": "ships", "mode": "keyword"}
+        _done(owner.post("/api/v1/search", json=body, headers={"Idempotency-Key": key}))
+    extra = _done(owner.post("/api/v1/api-keys", json={"name": "A spare key", "role": "viewer"}))
     conversation, message = people["owner"].conversation, people["owner"].message
-    document = owner.get(f"/api/v1/documents/{shared['document_id']}").json()
-    hidden = owner.get(f"/api/v1/documents/{private['document_id']}").json()
+    created = owner.get(f"/api/v1/documents/{documents.shared[0]['document_id']}").json()["created_at"]
+    shared, private = documents.shared[0], documents.private[0]
+    places = {
+        "conversation_place": [[created, conversation]],
+        "message_place": [[created, message]],
+    }
     return World(
         tenant=made["id"],
-        name=made["name"],
         api_key=made["api_key"],
         people=people,
         ids={
-            "document": [shared["document_id"], private["document_id"], broken["document_id"]],
-            "task": [shared["task_id"], private["task_id"], broken["task_id"], dead["task_id"]],
-            "collection": [collection["id"]],
-            "collection_name": [collection["name"]],
-            "conversation": [conversation],
-            "message": [message],
+            **places,
             "api_key": [extra["id"]],
-            "user": [people["member"].id, people["owner"].id],
-            "email": [people["admin"].email],  # not of those below, whom it would make known
-            "tenant": [made["id"]],
-            "tag": [f"tag-{mark}"],
-            "filename": [f"shared-{mark}.txt"],
-            "content": [texts[0]],
+            "collection": collections[:1],
+            "collection_name": names,
+            "content": documents.texts,
+            "conversation": [conversation],
+            "document": [shared["document_id"], private["document_id"], documents.broken["document_id"]],
+            "document_place": [[created, shared["document_id"]]],
+            "email": emails,
+            "filename": [owner.get(f"/api/v1/documents/{shared['document_id']}").json()["filename"]],
             "idempotency_key": keys,
+            "message": [message],
             "refresh_token": [forged_refresh_token(made["id"], people["owner"].id)],
-            "document_place": [[document["created_at"], document["id"]]],
-            "conversation_place": [[document["created_at"], conversation]],
-            "message_place": [[document["created_at"], message]],
+            "tag": owner.get(f"/api/v1/documents/{shared['document_id']}").json()["tags"],
+            "task": [item["task_id"] for item in (shared, private, documents.broken, documents.dead)],
+            "tenant": [made["id"]],
+            "user": [people["member"].id, people["owner"].id],
         },
         private={
-            "document": [private["document_id"]],
-            "task": [private["task_id"]],
+            **places,
+            "content": documents.hidden_texts,
             "conversation": [conversation],
-            "message": [message],
-            "content": [texts[1]],
-            "filename": [f"private-{mark}.txt"],
+            "document": [private["document_id"]],
+            "document_place": [[created, private["document_id"]]],
+            "filename": [owner.get(f"/api/v1/documents/{private['document_id']}").json()["filename"]],
             "idempotency_key": keys,
-            "document_place": [[hidden["created_at"], hidden["id"]]],
-            "conversation_place": [[document["created_at"], conversation]],
-            "message_place": [[document["created_at"], message]],
+            "message": [message],
+            "task": [private["task_id"]],
         },
     )
 
 
 def _signed_in(visitor: httpx.Client, user: str, role: str, mark: str) -> Person:
-    email = f"{role}-{mark}@probe.example"
+    email = f"{role}-{mark}@world.example"
     pair = _done(visitor.post("/api/v1/auth/token", json={"email": email, "password": PASSWORD}))
     headers = {"Authorization": f"Bearer {pair['access_token']}"}
     conversation = _done(visitor.post("/api/v1/conversations", json={"title": f"{role} {mark}"}, headers=headers))["id"]
