@@ -2,10 +2,6 @@
 
 import asyncio
 import os
-import shutil
-import signal
-import subprocess
-import tempfile
 import zipfile
 from collections.abc import Generator
 from pathlib import Path
@@ -15,38 +11,13 @@ import pytest
 from internal.providers.antivirus import Antivirus, open_antivirus
 from pkg.apperr import AppError, Code
 from pkg.config import Scan
-
-# In two halves, so that no scanner takes this file for the test signature.
-SIGNATURE = ("X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-" + "ANTIVIRUS-TEST-FILE!$H+H*").encode()
-CONFIGURATION = """\
-Foreground yes
-DatabaseDirectory {folder}/db
-LocalSocket {folder}/clamd.sock
-LocalSocketMode 600
-AlertExceedsMax yes
-MaxRecursion 5
-MaxFiles 50
-StreamMaxLength 2M
-"""
+from tests.scanner import SIGNATURE, running_clamd
 
 
 @pytest.fixture(scope="module")
 def folder() -> Generator[Path]:
-    program = shutil.which("clamd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"])
-    assert program, "these tests want clamd: apt-get install clamav-daemon"
-    with tempfile.TemporaryDirectory(prefix="clamd-") as name:
-        root = Path(name)
-        (root / "db").mkdir()
-        (root / "db" / "local.hdb").write_text("44d88612fea8a8f36de82e1278abb02f:68:Eicar-Test-Signature\n")
-        (root / "clamd.conf").write_text(CONFIGURATION.format(folder=root))
-        with (root / "log").open("wb") as log:
-            process = subprocess.Popen([program, "-c", str(root / "clamd.conf")], stdout=log, stderr=log)
-        try:
-            yield root
-        finally:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            process.wait(timeout=20)
+    with running_clamd() as found:
+        yield found
 
 
 @pytest.fixture
