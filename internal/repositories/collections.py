@@ -83,15 +83,6 @@ class CollectionRepository:
         if done is None:
             raise _missing()
 
-    async def ids_of(self, names_or_ids: list[str]) -> list[UUID]:
-        """Ids of the collections named by name or id; unknown ones are left out."""
-        rows = await self._conn.fetch(
-            "select id from collections where tenant_id = $1 and (name = any($2) or id::text = any($2))",
-            self._ctx.tenant_id,
-            names_or_ids,
-        )
-        return [row["id"] for row in rows]
-
     async def list(self, *, limit: int, after: str | None) -> list[Collection]:
         """Up to `limit` collections by name, those after `after`."""
         rows = await self._conn.fetch(

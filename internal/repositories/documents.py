@@ -9,7 +9,6 @@ import msgspec
 
 from internal.entities.documents import Document, DocumentFilter, DocumentStatus, NewDocument, Visibility
 from internal.entities.ids import new_id
-from internal.repositories.rows import sure
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
@@ -137,16 +136,6 @@ class DocumentRepository:
             generation_id,
         )
         return [row["id"] for row in rows]
-
-    async def holders(self, content_id: UUID) -> int:
-        """How many documents hold a content; the worker's, for all owners."""
-        return sure(
-            await self._conn.fetchval(
-                "select count(*)::int from documents where tenant_id = $1 and content_id = $2",
-                self._ctx.tenant_id,
-                content_id,
-            )
-        )
 
     async def list(self, *, limit: int, before: tuple[datetime, UUID] | None, narrow: DocumentFilter) -> list[Document]:
         """Up to `limit` documents, newest first, those older than the (created_at, id) of `before`."""

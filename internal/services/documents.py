@@ -189,6 +189,7 @@ class DocumentService:
             visibility = document.visibility if changes.visibility is msgspec.UNSET else changes.visibility
             if visibility != document.visibility and document.owner_id != ctx.user_id:
                 raise AppError(Code.AUTH_FORBIDDEN, "Only the person who uploaded a document changes who may see it.")
+            await tx.lexicon.touch()  # before the document's row is locked, as a publication does it
             await tx.documents.update(
                 document_id,
                 filename=document.filename if changes.filename is msgspec.UNSET else check_filename(changes.filename),
@@ -207,6 +208,7 @@ class DocumentService:
             document = await tx.documents.get(document_id)
             if document.owner_id != ctx.user_id and not ctx.role.at_least(Role.ADMIN):
                 raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
+            await tx.lexicon.touch()
             await tx.tasks.cancel_for_document(document_id)
             content_id = await tx.documents.remove(document_id)
             task = await tx.tasks.add(

@@ -67,7 +67,7 @@ class IngestService:
         self._log = logger.get("ingest")
 
     async def ingest_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
-        """The job `ingest_content`. Answers `{"chunks", "generation_id"}`, or why there was nothing to do."""
+        """The job `ingest_content`. Answers `{"chunks"}`, or why there was nothing to do."""
         content = await self._content(ctx, lease)
         if content is None:
             return {"skipped": "the document was deleted"}
@@ -81,7 +81,7 @@ class IngestService:
             published = msgspec.structs.replace(generation, status="published", chunk_count=len(passages))
             await self._publish(ctx, lease, published, _metadata(parsed))
             generation = published
-        return {"generation_id": str(generation.id), "chunks": generation.chunk_count}
+        return {"chunks": generation.chunk_count}
 
     async def _content(self, ctx: Context, lease: Lease) -> Content | None:
         if lease.task.content_id is None:
@@ -96,6 +96,7 @@ class IngestService:
             await tx.tasks.fence(lease)
             generation = await tx.generations.ensure(content.id, PROCESSING_VERSION, self._embedder.space.id)
             if generation.status == "published":
+                await tx.lexicon.touch()
                 await _show(tx, content.id, generation)
             return generation
 
@@ -213,9 +214,13 @@ class PurgeService:
         self._store = store
         self._blobs = blobs
         self._batch = batch
+        self._log = logger.get("purge")
 
     async def purge_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
-        """The job `purge_content`: terms, vectors, chunks, object, then the row. A rerun goes on from anywhere."""
+        """The job `purge_content`: terms, vectors, chunks, object, then the row. A rerun goes on from anywhere.
+
+        The result is empty whatever was found: that somebody else holds the same bytes is nobody's business.
+        """
         if lease.task.content_id is None:
             raise AppError(Code.INTERNAL, "The task names no content.")
         async with self._store.tenant(ctx) as tx:
@@ -223,7 +228,7 @@ class PurgeService:
             content = await tx.contents.condemn(lease.task.content_id)
             generations = await tx.generations.of_content(lease.task.content_id) if content else []
         if content is None:
-            return {"removed": False, "reason": "another document holds the same content, or it was removed before"}
+            return {}
         removed = 0
         for generation in generations:
             async with self._store.tenant(ctx) as tx:
@@ -235,7 +240,8 @@ class PurgeService:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
             await tx.contents.remove(content.id)
-        return {"removed": True, "chunks": removed, "bytes": content.size}
+        self._log.info("content purged", content=str(content.id), chunks=removed, bytes=content.size)
+        return {}
 
     async def _remove_chunks(self, ctx: Context, lease: Lease, generation_id: UUID) -> int:
         """In batches, so that no long transaction holds up a vacuum."""

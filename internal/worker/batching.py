@@ -1,6 +1,7 @@
 """Calls in batches, so that a busy worker asks the database once for many tasks."""
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -23,8 +24,9 @@ class Batched(Generic[T, R]):
         """The item's result."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
+        # A context of its own: the call serves others too, and its log lines must not bear the first one's ids.
         if self._calling is None or self._calling.done():
-            self._calling = asyncio.create_task(self._call())
+            self._calling = asyncio.create_task(self._call(), context=contextvars.Context())
         return await answer
 
     async def _call(self) -> None:

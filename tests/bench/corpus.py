@@ -1,6 +1,6 @@
 """Uploads every file of a folder and tells how each ended: searchable, or with a named error; nothing else is right.
 
-`python -m tests.bench.corpus FOLDER… [--home DIR]`. Files are read as bytes and sent; nothing is opened or unpacked here.
+`python -m tests.bench.corpus FOLDER… [--home DIR]`. Files are only read and sent, never opened or unpacked.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from tests.e2e.product import FINISHED
 
 AT_A_TIME = 4
 BUSY = (429, 503)
+TRIES = 20
 LOOKED_AT = 40
 """Unfinished tasks that are asked after at a time."""
 PATIENCE = 300.0
@@ -55,11 +56,12 @@ class Api:
 
     async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Any answer but 429 and 503, which are waited out for a while."""
-        for _ in range(20):
-            answer = await self._client.request(method, path, **options)
+        answer = await self._client.request(method, path, **options)
+        for _ in range(TRIES):
             if answer.status_code not in BUSY:
-                return answer
+                break
             await asyncio.sleep(float(answer.headers.get("retry-after", "1")))
+            answer = await self._client.request(method, path, **options)
         return answer
 
 

@@ -179,9 +179,10 @@ def compare(comparison: Comparison, mode: str, sizes: Sizes) -> list[Ratio]:
                 loads.setdefault((kind, clients), []).append(found)
     for (kind, clients), runs in loads.items():
         rates = sorted(run.rps for run in runs)
+        p50, p95 = median(run.p50_ms for run in runs), median(run.p95_ms for run in runs)
         print(
-            f"{mode:>7} {kind:>5} {clients} client(s): {median(rates):7.0f} searches/s ({rates[0]:.0f}-{rates[-1]:.0f}),"
-            f" p50 {median(run.p50_ms for run in runs):6.2f} ms, p95 {median(run.p95_ms for run in runs):6.2f} ms"
+            f"{mode:>7} {kind:>5} {clients} client(s): {median(rates):6.0f} searches/s"
+            f" ({rates[0]:.0f}-{rates[-1]:.0f}), p50 {p50:6.2f} ms, p95 {p95:6.2f} ms"
         )
     many, one = f"{mode} search, {CLIENTS} clients", f"{mode} search, one client"
     return [
@@ -227,8 +228,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="of a running `dreamhub up`; else one is started")
     parser.add_argument("--passages", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=2.0)
     flags = parser.parse_args()
     with borrowed(flags.home) as installation:
         ratios = bench(installation, Sizes(flags.passages, flags.rounds, flags.seconds))

@@ -55,7 +55,7 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._answer += data
         head = self._answer.find(HEAD_END)
-        if head < 0 or len(self._answer) < head + len(HEAD_END) + _length(self._answer[:head]):
+        if head < 0 or len(self._answer) < head + len(HEAD_END) + _length(bytes(self._answer[:head])):
             return
         if not self._answer.startswith(b"HTTP/1.1 200"):
             self._fail(bytes(self._answer[-500:]).decode(errors="replace"))
@@ -88,7 +88,7 @@ class Client(asyncio.Protocol):
         self._transport.close()
 
 
-def _length(head: bytearray) -> int:
+def _length(head: bytes) -> int:
     """Both servers send content-length; chunked answers aren't read here."""
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
@@ -109,14 +109,14 @@ def request(url: str, key: str, body: msgspec.Raw) -> bytes:
 
 async def run(url: str, requests: list[bytes], clients: int, seconds: float) -> Load:
     """Every client sends until the time is over."""
-    loop, address = asyncio.get_running_loop(), urlsplit(url)
+    loop, parts = asyncio.get_running_loop(), urlsplit(url)
     began = time.perf_counter()
     running: list[Client] = []
     ends: list[asyncio.Future[None]] = []
     for number in range(clients):
         done: asyncio.Future[None] = loop.create_future()
         client = Client(requests, number * len(requests) // clients, began + seconds, done)
-        await loop.create_connection(lambda client=client: client, address.hostname, address.port)
+        await loop.create_connection(lambda client=client: client, parts.hostname or "", parts.port or 80)
         running.append(client)
         ends.append(done)
     await asyncio.wait_for(asyncio.gather(*ends), seconds + PATIENCE)

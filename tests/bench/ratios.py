@@ -18,12 +18,12 @@ class Ratio(msgspec.Struct, frozen=True):
     @property
     def met(self) -> bool:
         """Whether the goal was reached, at the precision that is printed."""
-        value = round(self.value, 2)
+        value = round(self.value, 3)
         return value <= self.goal if self.at_most else value >= self.goal
 
     def line(self) -> str:
         """For people, and for `parse`."""
-        return f"ratio {self.name:<58} {self.value:>7.2f}  {'≤' if self.at_most else '≥'} {self.goal:g}"
+        return f"ratio {self.name:<58} {self.value:>8.3f}  {'≤' if self.at_most else '≥'} {self.goal:g}"
 
 
 def parse(line: str) -> Ratio | None:

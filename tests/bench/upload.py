@@ -11,6 +11,7 @@ import time
 import httpx
 import msgspec
 
+from internal.app import LOCAL_MODEL
 from internal.providers.local_models import model_client
 from tests.bench.pdf import make_pdf
 
@@ -65,7 +66,8 @@ async def model_seconds(models_url: str, texts: list[str]) -> float:
 
         async def one(batch: list[str]) -> None:
             async with slots:
-                answer = await client.post("/v1/embeddings", json={"model": "local", "input": batch})
+                body = {"model": LOCAL_MODEL, "input": batch, "encoding_format": "base64"}
+                answer = await client.post("/v1/embeddings", json=body)
                 answer.raise_for_status()
 
         await asyncio.gather(*(one(batch) for batch in batches))

@@ -129,7 +129,7 @@ def _of_operation(document: Schema, path: str, method: str, operation: Schema) -
     content = operation.get("requestBody", {}).get("content", {})
     (media_type, body), *_ = [*content.items(), ("", {"schema": {}})]
     schema = resolved(document, body["schema"])
-    common = {
+    common: dict[str, Any] = {
         "method": method,
         "path": path,
         "fields": tuple(schema.get("required", ())),
@@ -195,7 +195,7 @@ def request(client: httpx.Client, position: Position, value: Any, own: Mapping[s
     path = re.sub(r"{(\w+)}", lambda part: own[KINDS[part[1]]], position.path)
     query: dict[str, Any] = {}
     headers: dict[str, str] = {}
-    body = {name: ALSO_NEEDED.get(name, HARMLESS.get(name)) for name in position.fields}
+    body: dict[str, Any] = {name: ALSO_NEEDED.get(name, HARMLESS.get(name)) for name in position.fields}
     if position.place == "path":
         path = re.sub(
             r"{(\w+)}", lambda part: value if part[1] == position.name else own[KINDS[part[1]]], position.path

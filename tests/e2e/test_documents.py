@@ -216,7 +216,7 @@ def test_after_flushall_what_was_queued_still_ends(product, client):
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing(product, tenant, client):
-    found = upload(client, "long.pdf", make_pdf(60, seed=secrets.randbits(32)))
+    found = upload(client, "long.pdf", make_pdf(200, seed=secrets.randbits(32)))
     until = time.monotonic() + 60
     while counts(product, tenant)["vectors_1"] == 0:
         assert time.monotonic() < until
@@ -224,14 +224,18 @@ def test_a_worker_killed_in_the_middle_loses_nothing(product, tenant, client):
     killed = product.up["processes"]["worker"]
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
+    assert client.get(f"/api/v1/tasks/{found['task_id']}").json()["status"] == "running"
     task = finished(client, found["task_id"], 60)
     assert task["status"] == "succeeded", task
-    assert hits(client, "marker 59")[0] == "long.pdf"
+    assert [attempt["outcome"] for attempt in task["attempts"]] == ["lost", "succeeded"]
+    assert hits(client, "marker 199")[0] == "long.pdf"
     after = counts(product, tenant)
     assert after["chunks"] == after["vectors_1"] == after["chunk_terms"]
     document = client.get(f"/api/v1/documents/{found['document_id']}").json()
     assert document["chunk_count"] == after["chunks"]
-    assert product.up["processes"]["worker"] != killed
+    while product.up["processes"]["worker"] == killed:
+        assert time.monotonic() < until + 60
+        time.sleep(0.1)
 
 
 KINDS = {

@@ -16,8 +16,9 @@ from internal.repositories import migrate
 from tests.servers import Database
 from tests.statements import Statement, statements
 
-SESSION = {"begin", "begin;", "commit", "rollback", "analyze"}
+SESSION = {"begin", "begin;", "commit", "rollback", "analyze", "set"}
 """First words of what isn't planned."""
+SETTINGS = re.compile(r"set local (?:app\.tenant_id|app\.user_id|plan_cache_mode) = [\w'-]+")
 ALL = [item for item in statements() if item.sql.split()[0] not in SESSION]
 
 RELAYS = {"LedgerRepository", "NewsLine"}
@@ -29,7 +30,6 @@ WORKERS = {
     "ContentRepository.find",
     "ContentRepository.publish",
     "ContentRepository.remove",
-    "DocumentRepository.holders",
     "DocumentRepository.publish",
     "GenerationRepository",
     "LedgerRepository.claim",
@@ -158,6 +158,13 @@ def test_there_is_something_to_check():
     assert len(ALL) > 100
     named = {name for item in ALL for name in (item.owner, item.owner.partition(".")[0])}
     assert named >= WORKERS | RELAYS | BOTH, "a name above that no statement has"
+
+
+def test_nothing_is_set_for_longer_than_a_transaction():
+    for item in statements():
+        for part in item.sql.split(";"):
+            assert not re.match(r"\s*set\b", part) or SETTINGS.fullmatch(part.strip()), item.where
+            assert "set_config" not in part, item.where
 
 
 @pytest.mark.parametrize("statement", ALL, ids=lambda item: f"{item.where}:{item.line}")

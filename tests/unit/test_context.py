@@ -128,9 +128,8 @@ def without_context(tree: ast.Module) -> set[str]:
             if not isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) or item.name.startswith("_"):
                 continue
             arguments = item.args.args
-            first = arguments[1] if len(arguments) > 1 else None
-            explicit = first is not None and first.arg == "ctx" and first.annotation is not None
-            if item.name in reaches and not (explicit and ast.unparse(first.annotation) == "Context"):
+            first = ast.unparse(arguments[1]) if len(arguments) > 1 else ""
+            if item.name in reaches and first != "ctx: Context":
                 found.add(f"{owner.name}.{item.name}")
     return found
 

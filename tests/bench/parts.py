@@ -1,0 +1,105 @@
+"""The parts of `make bench`: each is a program of its own, and what it prints is read here as ratios."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from tests.bench.installation import Installation
+from tests.bench.ratios import Ratio, parse
+
+RECALL_GOALS = {"small": 0.99, "medium": 0.99, "large": 0.97}
+SEARCH = re.compile(r"^ *(small|medium|large)(?: +[\d.]+){3} +([\d.]+) +[\d.]+ +([\d.]+)$", re.MULTILINE)
+WRITE = re.compile(r"^ *(\d+) +(yes|no) +\d+ +\d+ +([\d.]+) +([\d.]+)$", re.MULTILINE)
+DISPATCH = re.compile(r"(\d) worker\(s\): +(\d+) tasks/s .*?([\d.]+) x arq's default")
+UPLOAD = re.compile(r"([\d.]+) pages/s; ratio to the model's own speed ([\d.]+)")
+WHILE_READING = re.compile(r"idle: ([\d.]+) ×")
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One program; `quick` are its flags for a short run, None where it has no short run."""
+
+    name: str
+    quick: tuple[str, ...] | None
+    read: Callable[[str], list[Ratio]]
+    address: Callable[[Installation], Sequence[str]] | None = None
+
+    @property
+    def module(self) -> str:
+        """What `python -m` runs."""
+        return f"tests.bench.{self.name}"
+
+
+def read_search(printed: str) -> list[Ratio]:
+    """Times under row-level security against a plain statement past it, and recall, by size of tenant."""
+    found = [(size, float(share), float(recall)) for size, share, recall in SEARCH.findall(printed)]
+    return [
+        *(Ratio(f"search, {size} tenants: under RLS / plain asyncpg, speed", share, 0.9) for size, share, _ in found),
+        *(Ratio(f"search, {size} tenants: recall@10", recall, RECALL_GOALS[size]) for size, _, recall in found),
+    ]
+
+
+def read_lines(printed: str) -> list[Ratio]:
+    """Of a program that prints ratios itself."""
+    return [ratio for line in printed.splitlines() if (ratio := parse(line)) is not None]
+
+
+def read_bulk_write(printed: str) -> list[Ratio]:
+    """Rows a second against raw COPY, by dimension."""
+    return [
+        Ratio(
+            f"bulk write, {dim} dimensions{', HNSW' if indexed == 'yes' else ''}: ours / raw COPY, rows/s",
+            float(ratio),
+            float(goal),
+        )
+        for dim, indexed, ratio, goal in WRITE.findall(printed)
+    ]
+
+
+def read_dispatch(printed: str) -> list[Ratio]:
+    """Tasks a second against arq's default, by number of workers, and the most of them against a thousand."""
+    found = [(workers, int(rate), float(times)) for workers, rate, times in DISPATCH.findall(printed)]
+    ratios = [Ratio(f"dispatch, {workers} worker(s): ours / arq's default", times, 5.0) for workers, _, times in found]
+    best = max((rate for _, rate, _ in found), default=0)
+    return [*ratios, Ratio("dispatch: thousands of tasks/s", best / 1000, 1.0)] if found else []
+
+
+def read_upload(printed: str) -> list[Ratio]:
+    """A thousand pages against the model alone; searches meanwhile against idle ones."""
+    shares = [float(share) for _, share in UPLOAD.findall(printed)]
+    return [
+        *(Ratio("upload to searchable / the model alone, speed", share, 0.7) for share in shares),
+        *(
+            Ratio("search while 1,000 pages are read / idle, p95", float(times), 3.0, at_most=True)
+            for times in WHILE_READING.findall(printed)
+        ),
+    ]
+
+
+def read_models(printed: str) -> list[Ratio]:
+    """The model process: queries beside ingest."""
+    found = json.loads(printed)
+    return [
+        Ratio("model process: a query beside ingest / idle, p95", found["query_ratio"], 3.0, at_most=True),
+        Ratio("model process: ingest beside queries / alone, tokens/s", found["ingest_ratio"], 0.8),
+    ]
+
+
+def _home(installation: Installation) -> Sequence[str]:
+    return ("--home", str(installation.home))
+
+
+def _urls(installation: Installation) -> Sequence[str]:
+    up = installation.up
+    return ("--url", up["url"], "--api-key", up["api_key"], "--models-url", up["models_url"])
+
+
+PARTS = (
+    Part("search", ("--passages", "4000", "--tenants", "20", "--queries", "30"), read_search),
+    Part("http", ("--passages", "1500", "--rounds", "2", "--seconds", "1"), read_lines, _home),
+    Part("bulk_write", ("--rows", "1000", "--rounds", "1", "--indexed-rows", "500"), read_bulk_write),
+    Part("dispatch", (), read_dispatch),
+    Part("upload", ("--pages", "60"), read_upload, _urls),
+    Part("models", None, read_models),
+)
