@@ -37,6 +37,7 @@ CONTEXT_MAKERS = {
     "handlers/auth.py:Admission.__call__",  # a verified credential
     "services/sessions.py:_context",  # a right password, or the tenant that a refresh token names
     "worker/runner.py:Worker._carry_out",  # the task's row, never the message
+    "worker/batching.py:Batched.ask",  # no context of ours but the interpreter's, left empty on purpose
 }
 CONTEXT_READERS = {
     "internal/handlers/observation.py": {"request_id"},  # the request's log line
