@@ -1,10 +1,14 @@
 """Fixtures that every test may use: servers of this session, and databases on them."""
 
+import signal
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
 from tests.servers import Database, Servers, borrowed_database, running_servers
+
+# A shell that runs the suite in the background lets it ignore Ctrl-C, and every program under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

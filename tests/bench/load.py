@@ -22,8 +22,9 @@ PATIENCE = 30.0
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Requests a second, and milliseconds of one."""
+    """How long it was measured, requests a second, and milliseconds of one."""
 
+    seconds: float
     rps: float
     p50_ms: float
     p95_ms: float
@@ -32,7 +33,7 @@ class Load(msgspec.Struct, frozen=True):
 def load_of(seconds: float, taken: list[float]) -> Load:
     """Of all requests' durations, in seconds."""
     cuts = statistics.quantiles(taken, n=20, method="inclusive")
-    return Load(len(taken) / seconds, statistics.median(taken) * 1000, cuts[18] * 1000)
+    return Load(seconds, len(taken) / seconds, statistics.median(taken) * 1000, cuts[18] * 1000)
 
 
 class Client(asyncio.Protocol):
