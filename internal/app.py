@@ -39,9 +39,10 @@ from internal.services.embedder import Embedder
 from internal.services.extractive import ExtractiveModel
 from internal.services.health import Check, HealthService
 from internal.services.idempotency import IdempotencyService
-from internal.services.ingest import IngestService, PurgeService
+from internal.services.ingest import IngestService
 from internal.services.members import MemberService
 from internal.services.passwords import Passwords
+from internal.services.purge import PurgeService
 from internal.services.quotes import Quoter
 from internal.services.rate_limits import Limit, RateLimiter
 from internal.services.search import SearchService

@@ -60,6 +60,22 @@ class GenerationRepository:
             chunk_count,
         )
 
+    async def retire(self, generation_id: UUID) -> None:
+        """Marks the generation as replaced; searches no longer see it, and `remove` may take it away."""
+        await self._conn.execute(
+            "update generations set status = 'retired' where tenant_id = $1 and id = $2",
+            self._ctx.tenant_id,
+            generation_id,
+        )
+
+    async def remove(self, generation_id: UUID) -> None:
+        """Removes a retired generation with whatever chunks are left."""
+        await self._conn.execute(
+            "delete from generations where tenant_id = $1 and id = $2 and status = 'retired'",
+            self._ctx.tenant_id,
+            generation_id,
+        )
+
     async def of_content(self, content_id: UUID) -> list[Generation]:
         """Every generation of a content, oldest first."""
         rows = await self._conn.fetch(

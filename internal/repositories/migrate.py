@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
+from internal.entities.ids import new_id
 from internal.repositories.rows import sure
 from internal.repositories.spaces import Space, create_space
 from pkg import logger
@@ -112,8 +113,13 @@ async def _create_roles(conn: asyncpg.Connection, passwords: Mapping[str, str]) 
     await conn.execute(f"alter role {APP} set statement_timeout = '30s'")
 
 
-async def migrate(owner_dsn: str, space: Space | None = None, *, path: Path | None = None) -> list[str]:
+async def migrate(
+    owner_dsn: str, space: Space | None = None, *, max_retries: int = 5, path: Path | None = None
+) -> list[str]:
     """Applies what is missing, creates the embedding space's tables, and answers the names of what it applied.
+
+    Contents whose vectors belong to another space are queued to be embedded again, each task with `max_retries`;
+    until then they are found by their words.
 
     Several may run at once: one works, the others wait. Raises SettingsError for a database that is too old, or
     whose applied migrations differ from the files.
@@ -124,7 +130,7 @@ async def migrate(owner_dsn: str, space: Space | None = None, *, path: Path | No
         await _lock(conn)
         applied = await _apply(conn, read_all(path))
         if space is not None:
-            await create_space(conn, space)
+            await _queue_embedding(conn, await create_space(conn, space), max_retries)
         return applied
     finally:
         await conn.close()
@@ -140,6 +146,25 @@ async def pending(dsn: str, path: Path | None = None) -> list[str]:
         return [item.name for item in read_all(path) if item.name not in known]
     finally:
         await conn.close()
+
+
+async def _queue_embedding(conn: asyncpg.Connection, space: Space, max_retries: int) -> None:
+    """One task for each content that was published in another space only, in the name of its oldest document."""
+    rows = await conn.fetch(
+        "select distinct on (d.tenant_id, d.content_id) d.tenant_id, d.id, d.content_id, d.owner_id"
+        " from documents d join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id"
+        " where g.space_id <> $1 and not exists (select 1 from tasks t where t.tenant_id = d.tenant_id"
+        " and t.content_id = d.content_id and t.kind = 'ingest_content' and t.status in ('queued', 'running'))"
+        " order by d.tenant_id, d.content_id, d.created_at",
+        space.id,
+    )
+    await conn.executemany(
+        "insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id, document_id,"
+        " content_id, max_retries) values ($1, $2, 'ingest_content', 1, 'batch', $3, 'member', '', '', $4, $5, $6)",
+        [(row["tenant_id"], new_id(), row["owner_id"], row["id"], row["content_id"], max_retries) for row in rows],
+    )
+    if rows:
+        logger.get("migrate").info("contents are embedded again", model=space.model, dim=space.dim, contents=len(rows))
 
 
 async def _check_versions(conn: asyncpg.Connection) -> None:

@@ -27,6 +27,7 @@ from internal.providers.ocr import Ocr
 from internal.repositories.store import Store, Tx
 from internal.services import chunking
 from internal.services.embedder import Embedder
+from internal.services.purge import remove_retired
 from internal.services.terms import TermAnalyser
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
@@ -41,8 +42,14 @@ BATCH = 64
 PARSED_SHARE = 0.05
 READ_SHARE = 0.3
 WRITE_SHARE = 0.97
+FEWEST_LETTERS = 3
+"""Less on a whole picture is an outline taken for a letter; as a passage it would be near every short query."""
+
 SURE = 0.5
 """Lines that the text reader is less sure of than this are noise more often than text."""
+
+
+FIRST_IDEOGRAPH = 0x2E80
 
 
 class Passage(msgspec.Struct, frozen=True):
@@ -71,6 +78,8 @@ class IngestService:
         content = await self._content(ctx, lease)
         if content is None:
             return {"skipped": "the document was deleted"}
+        # What an earlier model or version left behind, also where the job that replaced it was cut short.
+        await remove_retired(self._store, ctx, lease, content.id)
         generation = await self._begin(ctx, lease, content)
         if generation.status != "published":
             parsed = await self._read(ctx, lease, content)
@@ -79,8 +88,9 @@ class IngestService:
                 raise AppError(Code.FILE_NO_TEXT, "No text was found in this file, nor in its pictures.")
             await self._write(ctx, lease, content, generation, passages)
             published = msgspec.structs.replace(generation, status="published", chunk_count=len(passages))
-            await self._publish(ctx, lease, published, _metadata(parsed))
+            await self._publish(ctx, lease, content, published, _metadata(parsed))
             generation = published
+            await remove_retired(self._store, ctx, lease, content.id)
         return {"chunks": generation.chunk_count}
 
     async def _content(self, ctx: Context, lease: Lease) -> Content | None:
@@ -128,7 +138,7 @@ class IngestService:
         """The lines of one picture as a block with their common box, in shares of the picture."""
         page = await self._ocr.read(work / image.path)
         lines = [line for line in page.lines if line.confidence >= SURE and line.text.strip()]
-        if not lines:
+        if sum(_letters(line.text) for line in lines) < FEWEST_LETTERS:
             return []
         box = (
             min(line.box[0] for line in lines) / page.width,
@@ -187,12 +197,17 @@ class IngestService:
             known = {**known, **dict(zip(fresh, computed, strict=True))}
         return np.stack([known[passage.chunk.text_hash] for passage in batch])
 
-    async def _publish(self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]) -> None:
+    async def _publish(
+        self, ctx: Context, lease: Lease, content: Content, built: Generation, metadata: dict[str, Any]
+    ) -> None:
         """One short transaction makes all of it visible, once, whoever built it."""
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
             current = await tx.generations.ensure(built.content_id, built.version, built.space_id)
             if current.status != "published":
+                if content.generation_id is not None:
+                    await tx.lexicon.retire(content.generation_id)
+                    await tx.generations.retire(content.generation_id)
                 if not await tx.contents.publish(built.content_id, built.id, metadata):
                     raise AppError(Code.FILE_UNREADABLE, "The document was deleted while it was read.")
                 await tx.lexicon.publish(built.id)
@@ -207,58 +222,15 @@ class IngestService:
             await tx.tasks.progress(lease, stage, share)
 
 
-class PurgeService:
-    """Removes what no document holds any more."""
-
-    def __init__(self, store: Store, blobs: BlobStore, *, batch: int = 500) -> None:
-        self._store = store
-        self._blobs = blobs
-        self._batch = batch
-        self._log = logger.get("purge")
-
-    async def purge_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
-        """The job `purge_content`: terms, vectors, chunks, object, then the row. A rerun goes on from anywhere.
-
-        The result is empty whatever was found: that somebody else holds the same bytes is nobody's business.
-        """
-        if lease.task.content_id is None:
-            raise AppError(Code.INTERNAL, "The task names no content.")
-        async with self._store.tenant(ctx) as tx:
-            await tx.tasks.fence(lease)
-            content = await tx.contents.condemn(lease.task.content_id)
-            generations = await tx.generations.of_content(lease.task.content_id) if content else []
-        if content is None:
-            return {}
-        removed = 0
-        for generation in generations:
-            async with self._store.tenant(ctx) as tx:
-                await tx.tasks.fence(lease)
-                await tx.lexicon.retire(generation.id)
-            removed += await self._remove_chunks(ctx, lease, generation.id)
-        await self._blobs.remove(content.blob_key)
-        failpoints.hit("purge.after_blob")
-        async with self._store.tenant(ctx) as tx:
-            await tx.tasks.fence(lease)
-            await tx.contents.remove(content.id)
-        self._log.info("content purged", content=str(content.id), chunks=removed, bytes=content.size)
-        return {}
-
-    async def _remove_chunks(self, ctx: Context, lease: Lease, generation_id: UUID) -> int:
-        """In batches, so that no long transaction holds up a vacuum."""
-        total = 0
-        while True:
-            async with self._store.tenant(ctx) as tx:
-                await tx.tasks.fence(lease)
-                count = await tx.chunks.remove(generation_id, limit=self._batch)
-            total += count
-            if count == 0:
-                return total
-
-
 async def _show(tx: Tx, content_id: UUID, generation: Generation) -> None:
     """Lets every document of the content be found, and tells of those that couldn't be before."""
     for document_id in await tx.documents.publish(content_id, generation.id):
         await tx.outbox.add(DocumentReady(document_id=document_id, chunk_count=generation.chunk_count))
+
+
+def _letters(text: str) -> int:
+    """Letters and digits; one of a script that writes words in one or two characters counts twice."""
+    return sum(2 if ord(char) >= FIRST_IDEOGRAPH else 1 for char in text if char.isalnum())
 
 
 def _metadata(parsed: Parsed) -> dict[str, Any]:
@@ -285,8 +257,11 @@ def _passage(content: Content, generation: Generation, piece: chunking.Chunk) ->
 
 
 def _chunk_id(generation_id: UUID, digest: bytes) -> UUID:
-    """A UUIDv7 with the generation's time and the hash's bits: the same chunk has the same id whoever writes it."""
-    raw = bytearray(generation_id.bytes[:6] + digest[:10])
-    raw[6] = 0x70 | (raw[6] & 0x0F)
+    """A UUIDv8 of hashed bits: the same chunk of a generation has the same id whoever writes it, and no time in it.
+
+    A time would tell whoever uploads the same bytes that somebody had them before, and since when.
+    """
+    raw = bytearray(hashlib.sha256(generation_id.bytes + digest).digest()[:16])
+    raw[6] = 0x80 | (raw[6] & 0x0F)
     raw[8] = 0x80 | (raw[8] & 0x3F)
     return UUID(bytes=bytes(raw))

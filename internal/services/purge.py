@@ -1,0 +1,75 @@
+"""Removing what nobody needs any more: contents without a document, and generations that were replaced."""
+
+from typing import Any
+from uuid import UUID
+
+from internal.entities.tasks import Lease
+from internal.providers.blobs import BlobStore
+from internal.repositories.store import Store
+from pkg import failpoints, logger
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context
+
+BATCH = 500
+"""Chunks a transaction, so that no long one holds up a vacuum."""
+
+
+class PurgeService:
+    """Removes a content that no document holds any more."""
+
+    def __init__(self, store: Store, blobs: BlobStore) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._log = logger.get("purge")
+
+    async def purge_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
+        """The job `purge_content`: terms, vectors, chunks, object, then the row. A rerun goes on from anywhere.
+
+        The result is empty whatever was found: that somebody else holds the same bytes is nobody's business.
+        """
+        if lease.task.content_id is None:
+            raise AppError(Code.INTERNAL, "The task names no content.")
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            content = await tx.contents.condemn(lease.task.content_id)
+            generations = await tx.generations.of_content(lease.task.content_id) if content else []
+        if content is None:
+            return {}
+        removed = 0
+        for generation in generations:
+            removed += await _empty(self._store, ctx, lease, generation.id)
+        await self._blobs.remove(content.blob_key)
+        failpoints.hit("purge.after_blob")
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            await tx.contents.remove(content.id)
+        self._log.info("content purged", content=str(content.id), chunks=removed, bytes=content.size)
+        return {}
+
+
+async def remove_retired(store: Store, ctx: Context, lease: Lease, content_id: UUID) -> None:
+    """Removes the generations of a content that another one has replaced."""
+    async with store.tenant(ctx) as tx:
+        await tx.tasks.fence(lease)
+        found = await tx.generations.of_content(content_id)
+    for generation in found:
+        if generation.status == "retired":
+            await _empty(store, ctx, lease, generation.id)
+            async with store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                await tx.generations.remove(generation.id)
+
+
+async def _empty(store: Store, ctx: Context, lease: Lease, generation_id: UUID) -> int:
+    """Takes a generation out of the counts and removes its chunks in batches; answers how many."""
+    async with store.tenant(ctx) as tx:
+        await tx.tasks.fence(lease)
+        await tx.lexicon.retire(generation_id)
+    total = 0
+    while True:
+        async with store.tenant(ctx) as tx:
+            await tx.tasks.fence(lease)
+            count = await tx.chunks.remove(generation_id, limit=BATCH)
+        total += count
+        if count == 0:
+            return total
