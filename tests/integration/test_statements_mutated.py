@@ -45,6 +45,7 @@ NEW_VALUES: dict[str, Any] = {
 # Statements that find nothing in the seeds whoever asks: they are about leased, dead, old, or condemned rows.
 FIND_NOTHING = {
     "ContentRepository.remove",
+    "GenerationRepository.remove",
     "IdempotencyRepository.take",
     "TaskRepository.fence",
     "TaskRepository.heartbeat",
