@@ -105,10 +105,15 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a chat model gets: the framed messages, and what they were made of."""
+    """What a chat model gets: the framed messages, and what they were made of.
+
+    `question` is the user's own; `searched` is what the passages were found with: the same, or the question before it
+    and this one where this one can't be understood alone.
+    """
 
     messages: tuple[ChatMessage, ...]
     question: str
+    searched: str
     passages: tuple[Passage, ...]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import openai
 from openai import AsyncOpenAI
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
 from internal.entities.search import Space
 from internal.providers.keys import KeyRing
@@ -30,7 +31,9 @@ ATTEMPTS: Mapping[str, int] = {"interactive": 2, "ingest": 5}
 CONNECT_SECONDS = 5.0
 INTERACTIVE_SECONDS = 15.0
 LONGEST_WAIT = 20.0
-"""A longer Retry-After is handed to the caller instead of being waited out."""
+"""A longer pause is handed to the caller instead of being waited out."""
+MISFIT_SECONDS = 60.0
+"""How soon to look again whether a model of the wrong dimension has been set right."""
 BAD_KEY_SECONDS = 300.0
 LOCAL_BATCH = 64
 LOCAL_COUNTED = 2000
@@ -79,31 +82,33 @@ class _Endpoint:
         self._log = logger.get("embeddings")
 
     async def embed(self, texts: Sequence[str], lane: Lane, body: dict[str, str], headers: dict[str, str]) -> Vectors:
-        """One request, tried again as often as the lane's callers can wait for."""
+        """One request, tried again as often and as long as the lane's callers can wait for."""
         if self._breaker.open_for > 0:
             raise AppError(
                 Code.MODEL_UNAVAILABLE,
                 "The embedding model has been failing and is given a pause; try again shortly.",
                 retry_after=self._breaker.open_for,
             )
+        seconds = min(self._seconds, INTERACTIVE_SECONDS) if lane == "interactive" else self._seconds
+        until = asyncio.get_running_loop().time() + seconds
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS[lane]),
+            stop=stop_after_attempt(ATTEMPTS[lane]) | stop_before_delay(seconds),
             wait=_wait,
             retry=retry_if_exception_type(_TryAgainError),
             reraise=True,
         )
         try:
-            return await retrying(self._attempt, texts, lane, body, headers)
+            return await retrying(self._attempt, texts, until, body, headers)
         except _TryAgainError as error:
             raise error.error from error.__cause__
 
     async def _attempt(
-        self, texts: Sequence[str], lane: Lane, body: dict[str, str], headers: dict[str, str]
+        self, texts: Sequence[str], until: float, body: dict[str, str], headers: dict[str, str]
     ) -> Vectors:
+        """One call; `until` is a time of the event loop's clock."""
         key = self._keys.take()
-        seconds = min(self._seconds, INTERACTIVE_SECONDS) if lane == "interactive" else self._seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(until):
                 answer = await self._client.with_options(api_key=key).embeddings.create(
                     model=self._model,
                     input=list(texts),
@@ -113,6 +118,7 @@ class _Endpoint:
                 )
         except (openai.OpenAIError, TimeoutError, ValueError) as error:
             raise self._classify(error, key) from error
+        self._keys.accept(key)
         vectors = _decode(answer, len(texts), self._space.dim)
         self._breaker.succeed()
         return vectors
@@ -122,21 +128,18 @@ class _Endpoint:
         status = error.status_code if isinstance(error, openai.APIStatusError) else 0
         self._log.warning("embedding call failed", model=self._model, error=type(error).__name__, status=status)
         if status in (401, 403):
-            self._keys.rest(key, BAD_KEY_SECONDS)
+            self._keys.refuse(key, BAD_KEY_SECONDS)
             refused = AppError(
                 Code.MODEL_UNAVAILABLE,
                 "The embedding endpoint refused the API key; the operator should check AI__API_KEY.",
             )
             return _TryAgainError(refused, 0.0) if self._keys.rested() < len(self._keys) else refused
+        if status:  # any other answer shows that the key is taken
+            self._keys.accept(key)
         if status == 429:
             wait = retry_after_of(error)
             self._keys.rest(key, wait if wait is not None else 0.5)
-            busy = AppError(
-                Code.MODEL_UNAVAILABLE, "The embedding model is at its rate limit; try again.", retry_after=wait or 5.0
-            )
-            if wait is not None and wait > LONGEST_WAIT and self._keys.rested() == len(self._keys):
-                return busy
-            return _TryAgainError(busy, self._keys.next_in())
+            return _later("The embedding model is at its rate limit; try again.", self._keys.next_in(), wait or 5.0)
         if status == 404:
             return AppError(
                 Code.MODEL_REFUSED,
@@ -145,10 +148,8 @@ class _Endpoint:
         if 400 <= status < 500 and status not in (408, 409):
             return AppError(Code.MODEL_REFUSED, f"The embedding model refused the text (HTTP {status}).")
         self._breaker.fail()
-        return _TryAgainError(
-            AppError(Code.MODEL_UNAVAILABLE, "The embedding model doesn't answer; try again shortly.", retry_after=2.0),
-            retry_after_of(error),
-        )
+        wait = retry_after_of(error)
+        return _later("The embedding model doesn't answer; try again shortly.", wait, wait or 2.0)
 
 
 class LocalEmbeddings:
@@ -294,15 +295,24 @@ def _decode(answer: Any, count: int, dim: int) -> Vectors:
         raise AppError(Code.MODEL_BAD_ANSWER, f"The embedding model sent {len(rows)} embeddings for {count} texts.")
     widths = {row.shape[0] for row in rows}
     if widths != {dim}:
+        # A setting is at fault, not the text: tasks are held until it is mended instead of using up their tries.
         raise AppError(
-            Code.MODEL_BAD_ANSWER,
-            f"The embedding model sends {', '.join(map(str, sorted(widths)))} dimensions where {dim} are expected;"
-            " the operator should set AI__EMBEDDING_DIM to the model's dimension.",
+            Code.MODEL_UNAVAILABLE,
+            f"The embedding model sends {', '.join(map(str, sorted(widths)))} dimensions where AI__EMBEDDING_DIM says"
+            f" {dim}; the operator should set AI__EMBEDDING_DIM to the model's dimension.",
+            retry_after=MISFIT_SECONDS,
         )
     vectors = np.stack(rows).astype(np.float32, copy=False)
     if not np.isfinite(vectors).all():
         raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent values that are not numbers.")
     return vectors
+
+
+def _later(detail: str, pause: float | None, retry_after: float) -> Exception:
+    """To be tried again after `pause` seconds (None: the usual backoff), or told at once where that is too long."""
+    if pause is not None and pause > LONGEST_WAIT:
+        return AppError(Code.MODEL_UNAVAILABLE, detail, retry_after=float(math.ceil(pause)))
+    return _TryAgainError(AppError(Code.MODEL_UNAVAILABLE, detail, retry_after=retry_after), pause)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -1,6 +1,7 @@
 """Chat models behind OpenAI's wire format: OpenAI, Azure, vLLM, Ollama, DashScope, DeepSeek and their like."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 import openai
 from openai import AsyncOpenAI
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
 from internal.entities.conversations import Prompt, Usage
 from internal.providers.keys import KeyRing
@@ -22,7 +23,7 @@ from pkg.resilience import CircuitBreaker, backoff
 
 ATTEMPTS = 4
 CONNECT_SECONDS = 5.0
-LONGEST_WAIT = 20.0  # a longer Retry-After is handed to the caller instead of being waited out
+LONGEST_WAIT = 20.0  # a longer pause is handed to the caller instead of being waited out
 BAD_KEY_SECONDS = 300.0
 TEMPERATURE = 0.1
 
@@ -87,7 +88,10 @@ class OpenAIChat:
         await self._client.close()
 
     async def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
-        """The answer's text as it comes, without a model's thoughts, then its usage."""
+        """The answer's text as it comes, without a model's thoughts, then its usage.
+
+        A model that thinks first gives an empty piece first: from then on the call costs something.
+        """
         chunks = await self._open(ctx, prompt)
         said: list[str] = []
         usage: Usage | None = None
@@ -96,7 +100,7 @@ class OpenAIChat:
             async for chunk in chunks:
                 usage = chunk.usage or usage
                 text = thoughts.feed(chunk.text)
-                if text:
+                if text or not said:
                     said.append(text)
                     yield text
         rest = thoughts.finish()
@@ -114,15 +118,17 @@ class OpenAIChat:
         )
 
     async def _open(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[Chunk]:
-        """Tries until a first chunk is there; answers the chunks from it on."""
+        """Tries until a first chunk is there, for as long as a reader waits for one; answers the chunks from it on."""
         if self._breaker.open_for > 0:
             raise AppError(
                 Code.MODEL_UNAVAILABLE,
                 "The chat model has been failing and is given a pause; try again shortly.",
                 retry_after=self._breaker.open_for,
             )
+        seconds = ctx.remaining(self._first_seconds)
+        until = asyncio.get_running_loop().time() + seconds
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(seconds),
             wait=self._wait,
             retry=retry_if_exception_type(_TryAgainError),
             reraise=True,
@@ -130,7 +136,7 @@ class OpenAIChat:
         try:
             async for attempt in retrying:
                 with attempt:
-                    return await self._attempt(ctx, prompt)
+                    return await self._attempt(prompt, until)
         except _TryAgainError as error:
             raise error.error from error.__cause__
         raise AppError(Code.INTERNAL, "The chat model was never asked.")
@@ -141,10 +147,11 @@ class OpenAIChat:
         own = backoff(state.attempt_number, base=self._backoff_seconds, cap=8.0)
         return own if asked is None else asked + random.uniform(0, 0.25 * own)  # noqa: S311 - jitter
 
-    async def _attempt(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[Chunk]:
+    async def _attempt(self, prompt: Prompt, until: float) -> AsyncGenerator[Chunk]:
+        """One call; `until` is a time of the event loop's clock."""
         key = self._keys.take()
         try:
-            async with asyncio.timeout(ctx.remaining(self._first_seconds)):
+            async with asyncio.timeout_at(until):
                 chunks = self._chunks(await self._request(prompt, key))
                 try:
                     first = await anext(chunks)
@@ -155,6 +162,7 @@ class OpenAIChat:
                     raise
         except (openai.OpenAIError, AppError, TimeoutError, ValueError) as error:
             raise self._classify(error, key) from error
+        self._keys.accept(key)
         self._breaker.succeed()
         return self._rest(first, chunks)
 
@@ -217,35 +225,35 @@ class OpenAIChat:
         """What a failure before the first token means: try again, give up for now, or never."""
         status = error.status_code if isinstance(error, openai.APIStatusError) else 0
         self._log.warning("model call failed", model=self.name, error=type(error).__name__, status=status)
-        if isinstance(error, AppError) and error.code is Code.MODEL_REFUSED:
-            return error
         if status in (401, 403):
-            self._keys.rest(key, BAD_KEY_SECONDS)
+            self._keys.refuse(key, BAD_KEY_SECONDS)
             refused = AppError(
                 Code.MODEL_UNAVAILABLE,
                 "The model endpoint refused the API key; the operator should check AI__API_KEY.",
             )
             return _TryAgainError(refused, 0.0) if self._keys.rested() < len(self._keys) else refused
+        if status or isinstance(error, AppError):  # any other answer shows that the key is taken
+            self._keys.accept(key)
+        if isinstance(error, AppError) and error.code is Code.MODEL_REFUSED:
+            return error
         if status == 429:
             wait = retry_after_of(error)
             self._keys.rest(key, wait if wait is not None else self._backoff_seconds)
-            busy = AppError(
-                Code.MODEL_UNAVAILABLE,
-                "The chat model is at its rate limit; try again shortly.",
-                retry_after=wait or 5.0,
-            )
-            if wait is not None and wait > LONGEST_WAIT and self._keys.rested() == len(self._keys):
-                return busy
-            return _TryAgainError(busy, self._keys.next_in())
+            return _later("The chat model is at its rate limit; try again shortly.", self._keys.next_in(), wait or 5.0)
         if 400 <= status < 500 and status not in (408, 409):
             return AppError(Code.MODEL_REFUSED, refusal_of(error, self.name, [*self._keys]))
         self._breaker.fail()
         if isinstance(error, TimeoutError):  # as long as a reader waits has been waited already
             return AppError(Code.MODEL_UNAVAILABLE, "The chat model took too long; try again shortly.", retry_after=5.0)
-        return _TryAgainError(
-            AppError(Code.MODEL_UNAVAILABLE, "The chat model doesn't answer; try again shortly.", retry_after=5.0),
-            retry_after_of(error),
-        )
+        wait = retry_after_of(error)
+        return _later("The chat model doesn't answer; try again shortly.", wait, wait or 5.0)
+
+
+def _later(detail: str, pause: float | None, retry_after: float) -> Exception:
+    """To be tried again after `pause` seconds (None: the usual backoff), or told at once where that is too long."""
+    if pause is not None and pause > LONGEST_WAIT:
+        return AppError(Code.MODEL_UNAVAILABLE, detail, retry_after=float(math.ceil(pause)))
+    return _TryAgainError(AppError(Code.MODEL_UNAVAILABLE, detail, retry_after=retry_after), pause)
 
 
 def _broken(detail: str) -> AppError:

@@ -30,7 +30,7 @@ from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
 from internal.services.citations import AnswerText
 from internal.services.evidence import language
-from internal.services.prompts import NOT_FOUND, build, standalone
+from internal.services.prompts import NOT_FOUND, UNCITED, build, standalone
 from internal.services.quotes import Quoter
 from pkg import logger
 from pkg.apperr import AppError, Code
@@ -254,7 +254,7 @@ class ChatService:
                     role="assistant",
                     content=draft.text.text,
                     citations=tuple(citations),
-                    usage=draft.usage,
+                    usage=draft.usage(status),
                     model=self._model.name,
                     status=status,
                     answered=not draft.absent,
@@ -279,14 +279,17 @@ class _Draft:
         self._model = model
         self._usage: Usage | None = None
         self._opening: str | None = ""
+        self._begun = False
 
-    @property
-    def usage(self) -> Usage:
-        """As the model told, or its own estimate where it was cut short."""
+    def usage(self, status: MessageStatus) -> Usage:
+        """As the model told, or its own estimate where it was cut short; nothing where it failed before it began."""
+        if status is MessageStatus.FAILED and not self._begun:
+            return Usage()
         return self._usage or self._model.estimate(self.turn.prompt, self.text.text)
 
     def feed(self, piece: str | Usage) -> str:
         """What may be sent of it. The opening is held back until it is clear that it isn't NOT_IN_DOCUMENTS."""
+        self._begun = True
         if isinstance(piece, Usage):
             self._usage = piece
             return ""
@@ -305,9 +308,12 @@ class _Draft:
         return self.text.feed(opening)
 
     def finish(self) -> str:
-        """What was held back, at the end."""
+        """What was held back, at the end, and a remark where nothing backs the answer."""
         held, self._opening = ("" if self.absent else self._opening or ""), None
-        return self.text.feed(held) + self.text.finish()
+        rest = self.text.feed(held) + self.text.finish()
+        if self.absent or self.text.cited() or not self.text.text.strip():
+            return rest
+        return rest + self.text.add(UNCITED[language(self.turn.question)])
 
 
 async def _check_documents(tx: Tx, document_ids: "list[UUID]") -> None:

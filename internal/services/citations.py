@@ -57,6 +57,10 @@ class AnswerText:
         rest, self._held = self._held, ""
         return self._send(self._take(rest) + self._safe.finish())
 
+    def add(self, remark: str) -> str:
+        """A remark of our own after the end, known to be harmless."""
+        return self._send(remark)
+
     def cited(self) -> list[Cited]:
         """The passages that were referred to, by index."""
         return [

@@ -66,6 +66,13 @@ BACKGROUND = {
 }
 
 
+REQUEST = re.compile(
+    r"^(?:please\s+)?(?:(?:can|could|would|will)\s+you\s+)?(?:please\s+)?"
+    r"(?:(?:tell|show|give|remind)\s+(?:me|us)|explain|describe|summari[sz]e|i\s+(?:want|would\s+like)\s+to\s+know)\b"
+    r"(?:\s+(?:everything|something|anything|more|all)\b)?(?:\s+(?:about|on)\b)?\s*"
+    r"|^请?[你您]?(?:告诉我|给我介绍|(?:介绍|说明|解释)一下)(?:一下)?(?:关于)?",
+    re.IGNORECASE,
+)
 LONGEST_TITLE = 40
 MOST_TITLE_WORDS = 5
 SAYS_SOMETHING = re.compile(r"[\d.!?:;。！？：；，,=|零〇一二三四五六七八九十百千万]")
@@ -110,6 +117,11 @@ def content_terms(analyser: TermAnalyser, text: str) -> frozenset[str]:
         term for term in found if not HAN.match(term) or (len(term) == 2 and FUNCTION_CHARACTERS.isdisjoint(term))
     )
     return kept or frozenset(found)
+
+
+def subject(question: str) -> str:
+    """What is asked for, without the words that only ask, as in "Tell me about"; they stand in no answer."""
+    return REQUEST.sub("", question.strip(), count=1) or question
 
 
 def coverage(wanted: frozenset[str], terms: frozenset[str]) -> float:

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from internal.entities.conversations import NOT_IN_DOCUMENTS, Prompt, Usage
@@ -14,8 +15,10 @@ from internal.services.evidence import (
     Sentences,
     Vectors,
     candidates,
+    content_terms,
     language,
     relevances,
+    subject,
     weigh,
 )
 from internal.services.terms import TermAnalyser
@@ -26,6 +29,7 @@ LABEL = {"en": "From your documents:", "zh": "根据您的文档："}
 MOST_SENTENCES = 4
 MOST_CHARACTERS = 900
 NEAR_BEST = 0.8  # a further sentence is worth reading when it scores at least this share of the best one's
+APT = 0.33  # centred cosine from which a sentence has to do with a question that is only part of one
 ALIKE = 0.94  # cosine above which two sentences say the same
 COVERAGE_WEIGHT = 0.3
 RANK_WEIGHT = 0.03
@@ -60,8 +64,7 @@ class ExtractiveModel:
 
     async def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         """Label, then sentence by sentence with its mark; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
-        found = candidates(self._analyser, self._split, prompt.question, prompt.passages)
-        chosen = await self._choose(ctx, prompt.question, found) if found else []
+        chosen = await self._answers(ctx, prompt) or await self._answers_to_both(ctx, prompt)
         if chosen:
             yield f"{LABEL[language(prompt.question)]}\n\n"
             for place, item in enumerate(chosen):
@@ -74,8 +77,41 @@ class ExtractiveModel:
         """Nothing: no tokens are bought."""
         return Usage()
 
+    async def _answers(self, ctx: Context, prompt: Prompt) -> list[Candidate]:
+        """What answers the question as it stands."""
+        question = subject(prompt.question)
+        return await self._choose(ctx, question, candidates(self._analyser, self._split, question, prompt.passages))
+
+    async def _answers_to_both(self, ctx: Context, prompt: Prompt) -> list[Candidate]:
+        """What answers a question that is understood only with the one before it; nothing for others.
+
+        The earlier question must not be answered once more: only sentences count that have to do with this one, by a
+        common word or by meaning.
+        """
+        if prompt.searched == prompt.question:
+            return []
+        found = candidates(self._analyser, self._split, prompt.searched, prompt.passages)
+        if not found:
+            return []
+        wanted = content_terms(self._analyser, prompt.question)
+        relevance = (await self._measure(ctx, prompt.question, found)).relevance
+        apt = [
+            item
+            for item, cosine in zip(found, relevance, strict=True)
+            if cosine >= APT or wanted & content_terms(self._analyser, item.text)
+        ]
+        return await self._choose(ctx, prompt.searched, apt)
+
     async def _choose(self, ctx: Context, question: str, found: list[Candidate]) -> list[Candidate]:
         """The sentences to quote, in the order to read them; none when the evidence is too thin."""
+        if not found:
+            return []
+        measured = await self._measure(ctx, question, found)
+        evidence = weigh(self._analyser, question, found, measured.relevance, measured.background)
+        return select(found, measured.vectors, measured.relevance) if evidence.confidence() > 0 else []
+
+    async def _measure(self, ctx: Context, question: str, found: list[Candidate]) -> "_Measured":
+        """How near the sentences, at least one, are to the question."""
         asked_in, written_in = language(question), [language(item.text) for item in found]
         for tongue in {asked_in, *written_in} - self._neutral.keys():
             self._neutral[tongue] = await self._embedder.embed_passages(ctx, BACKGROUND[tongue], lane="interactive")
@@ -85,9 +121,15 @@ class ExtractiveModel:
         tongue = written_in[int(np.argmax(relevance))]
         neutral = self._neutral[tongue]
         background = relevances(query, asked_in, neutral, [tongue] * len(neutral), self._neutral)
-        if weigh(self._analyser, question, found, relevance, background).confidence() <= 0:
-            return []
-        return select(found, vectors, relevance)
+        return _Measured(vectors, relevance, background)
+
+
+class _Measured(msgspec.Struct, frozen=True):
+    """Unit vectors of sentences, their centred cosines to a question, and those of neutral sentences."""
+
+    vectors: Vectors
+    relevance: Vectors
+    background: Vectors
 
 
 def select(found: Sequence[Candidate], vectors: Vectors, relevance: Vectors) -> list[Candidate]:

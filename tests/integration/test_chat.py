@@ -19,6 +19,7 @@ from internal.entities.conversations import (
     Done,
     Message,
     MessageStatus,
+    Usage,
 )
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
@@ -27,7 +28,7 @@ from internal.providers.llm import OpenAIChat
 from internal.repositories.store import Store, open_store
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
-from internal.services.prompts import NOT_FOUND
+from internal.services.prompts import NOT_FOUND, UNCITED
 from internal.services.quotes import Quoter
 from pkg.apperr import AppError, Code
 from pkg.config import Ai
@@ -190,6 +191,61 @@ async def test_a_follow_up_is_searched_with_its_question_and_sees_the_history(sc
     ]
 
 
+async def test_a_complete_question_is_searched_alone_however_short(scene: Scene) -> None:
+    conversation = await scene.chat.add(scene.ctx)
+    asked = ["What was the quarterly revenue of Zorblatt?", "员工年假有多少天？", "How long do refunds take?"]
+    for question in asked:
+        await scene.ask(question, conversation)
+    await scene.ask("quit", conversation)
+    assert [request.query for request in scene.shelf.asked] == [*asked, f"{asked[-1]} quit"]
+    assert scene.fake.chats[-1].body["messages"][-1]["content"].endswith("Question: quit")
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("How long do refunds take?", "About thirty days."),
+        ("How long do refunds take?", "About thirty days [9]."),
+        ("退款需要多长时间？", "大约三十天。"),
+    ],
+)
+async def test_an_answer_that_cites_nothing_says_so(scene: Scene, question: str, text: str) -> None:
+    scene.fake.replies.append(Reply(text=text))
+    conversation = await scene.chat.add(scene.ctx)
+    events = [event async for event in scene.chat.answer(scene.ctx, conversation.id, question)]
+    assert [type(event) for event in events[-3:]] == [Delta, Citations, Done]
+    shown = "".join(event.text for event in events if isinstance(event, Delta))
+    assert shown == (await _last(scene, conversation)).content
+    assert shown.endswith(UNCITED["zh" if "退款" in question else "en"])
+    assert text[:5] in shown
+    await scene.ask(conversation=conversation)
+    remembered = scene.fake.chats[-1].body["messages"][2]["content"]
+    assert remembered.startswith(text[:5])
+    assert UNCITED["en"].strip() not in remembered
+    assert UNCITED["zh"].strip() not in remembered
+
+
+@pytest.mark.parametrize("status", [400, 401])
+async def test_a_call_that_is_refused_costs_nothing(scene: Scene, status: int) -> None:
+    scene.fake.replies.append(Reply(status=status))
+    conversation = await scene.chat.add(scene.ctx)
+    with pytest.raises(AppError):
+        await scene.ask(conversation=conversation)
+    answer = await _last(scene, conversation)
+    assert (answer.status, answer.usage) == (MessageStatus.FAILED, Usage())
+
+
+async def test_a_model_that_breaks_off_while_it_thinks_has_cost_something(scene: Scene) -> None:
+    scene.fake.replies.append(Reply(pieces=["<think>", "Well", " then"], break_after=2))
+    conversation = await scene.chat.add(scene.ctx)
+    with pytest.raises(AppError):
+        await scene.ask(conversation=conversation)
+    answer = await _last(scene, conversation)
+    assert (answer.status, answer.content) == (MessageStatus.FAILED, "")
+    assert answer.usage.estimated
+    assert answer.usage.prompt_tokens > 50
+
+
 async def test_the_first_question_names_the_conversation(scene: Scene) -> None:
     conversation = await scene.chat.add(scene.ctx)
     await scene.ask("How  long\ndo refunds take?", conversation)
@@ -217,7 +273,7 @@ async def test_an_answer_that_begins_like_a_refusal_is_not_one(scene: Scene) -> 
     scene.fake.replies.append(Reply(pieces=["NOT", " all items [1]."]))
     assert (await scene.ask()).content == "NOT all items [1]."
     scene.fake.replies.append(Reply(pieces=["NOT_IN"]))
-    assert (await scene.ask()).content == "NOT_IN"
+    assert (await scene.ask()).content == f"NOT_IN{UNCITED['en']}"
 
 
 async def test_a_poisoned_document_gets_no_link_out(scene: Scene) -> None:

@@ -1,17 +1,20 @@
 """Answers of the built-in mode with the real embedding model: both languages, across them, and refusals."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Message, Passage
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
 from internal.models.embedding import Embedder, Kind, load
 from internal.services.chunking_sentences import sentences
 from internal.services.extractive import ExtractiveModel
+from internal.services.prompts import build, standalone
 from pkg.ctxutil import Context, Role
 
 CTX = Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id="r", trace_id="t")
@@ -57,7 +60,7 @@ class Real:
         return self._embedder.forward([window.ids for window in self._embedder.windows(texts, kind)])
 
 
-async def answer(model: ExtractiveModel, question: str, texts: Sequence[str]) -> str:
+async def answer(model: ExtractiveModel, question: str, texts: Sequence[str], history: Sequence[Message] = ()) -> str:
     passages = tuple(
         Passage(
             number=number,
@@ -70,7 +73,7 @@ async def answer(model: ExtractiveModel, question: str, texts: Sequence[str]) ->
         )
         for number, text in enumerate(texts, 1)
     )
-    prompt = Prompt(messages=(), question=question, passages=passages)
+    prompt = build(question, standalone(question, history), passages, history)
     return "".join([piece async for piece in model.stream(CTX, prompt) if isinstance(piece, str)])
 
 
@@ -124,3 +127,46 @@ async def test_every_sentence_stands_in_its_passage(
     parts = [part for part in shown.replace("]", "[").split("[") if part.strip()]
     for sentence, number in zip(parts[::2], parts[1::2], strict=True):
         assert sentence.strip() in texts[int(number) - 1]
+
+
+COMPANY = (
+    "The quarterly revenue of Zorblatt Inc was 42 million dollars in 2031. Employees get 17 vacation days. "
+    "Mixed 中英文 text with Zorblatt 公司.",
+    "公司规定：员工年假为十五天，病假另计。",
+)
+
+
+def said(role: Literal["user", "assistant"], content: str) -> Message:
+    return Message(id=new_id(), role=role, content=content, created_at=datetime.now(UTC))
+
+
+async def test_each_question_of_a_conversation_gets_its_own_answer(model: ExtractiveModel) -> None:
+    history: list[Message] = []
+    for question, wanted in [
+        ("What was the quarterly revenue of Zorblatt?", "From your documents:\n\nThe quarterly revenue of Zorblatt"),
+        ("员工年假有多少天？", "根据您的文档：\n\n公司规定：员工年假为十五天，病假另计。 [2]"),
+        ("And how many vacation days?", "From your documents:\n\nEmployees get 17 vacation days. [1]"),
+        ("quit", NOT_IN_DOCUMENTS),
+        ("Tell me about the vacation days at Zorblatt", "From your documents:\n\n"),
+        ("Tell me about the moon landing", NOT_IN_DOCUMENTS),
+    ]:
+        shown = await answer(model, question, COMPANY, history)
+        assert shown.startswith(wanted)
+        history += [said("user", question), said("assistant", shown)]
+    assert "17 vacation days" in history[-3].content
+
+
+@pytest.mark.parametrize(
+    ("earlier", "question", "texts", "wanted"),
+    [
+        ("How many days of annual leave can be carried over?", "Until when?", HANDBOOK, "31 March"),
+        ("When is the canteen open?", "Who painted it?", HANDBOOK, NOT_IN_DOCUMENTS),
+        ("When is the canteen open?", "thanks", HANDBOOK, NOT_IN_DOCUMENTS),
+        ("食堂几点开放？", "那访客怎么付款？", HANDBOOK_ZH, "访客在收银台用现金付款"),
+        ("食堂几点开放？", "它多少钱？", HANDBOOK_ZH, NOT_IN_DOCUMENTS),
+    ],
+)
+async def test_what_leans_on_the_question_before_it(
+    model: ExtractiveModel, earlier: str, question: str, texts: Sequence[str], wanted: str
+) -> None:
+    assert wanted in await answer(model, question, texts, [said("user", earlier)])

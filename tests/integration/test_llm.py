@@ -8,6 +8,7 @@ import pytest
 
 from internal.entities.conversations import ChatMessage, Prompt, Usage
 from internal.entities.ids import new_id
+from internal.providers.keys import KeyRing
 from internal.providers.llm import OpenAIChat
 from pkg.apperr import AppError, Code
 from pkg.config import Ai
@@ -18,6 +19,7 @@ from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 PROMPT = Prompt(
     messages=(ChatMessage("system", "Be brief."), ChatMessage("user", "How long do refunds take?")),
     question="How long do refunds take?",
+    searched="How long do refunds take?",
     passages=(),
 )
 CTX = Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id="r", trace_id="t")
@@ -96,7 +98,7 @@ async def test_quirks_of_endpoints(fake: FakeOpenAI, reply: Reply) -> None:
 
 async def test_text_that_only_begins_like_a_thought_is_kept(fake: FakeOpenAI) -> None:
     fake.replies.append(Reply(pieces=["<th"]))
-    assert (await run(chat(fake)))[0] == ["<th"]
+    assert "".join((await run(chat(fake)))[0]) == "<th"
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 408])
@@ -128,6 +130,43 @@ async def test_a_long_retry_after_is_handed_on(fake: FakeOpenAI) -> None:
     _, error = await failure(chat(fake))
     assert (error.code, error.retry_after) == (Code.MODEL_UNAVAILABLE, 120.0)
     assert len(fake.chats) == 1
+
+
+async def test_a_rate_limit_after_a_refusal_is_waited_out_and_not_the_refusal(fake: FakeOpenAI) -> None:
+    fake.replies += [Reply(status=401), Reply(status=429, retry_after="0.1"), Reply(text="Fine.")]
+    model = chat(fake)
+    with pytest.raises(AppError):
+        await anext(model.stream(CTX, PROMPT))
+    async with asyncio.timeout(5):
+        assert "".join((await run(model))[0]) == "Fine."
+
+
+async def test_a_pause_until_a_refused_key_is_tried_again_is_handed_on(fake: FakeOpenAI) -> None:
+    fake.replies += [Reply(status=401), Reply(status=429, retry_after="50")]
+    async with asyncio.timeout(5):
+        _, error = await failure(chat(fake, api_key="key-bad,key-limited"))
+    assert (error.code, error.retry_after) == (Code.MODEL_UNAVAILABLE, 50.0)
+    assert [request.key for request in fake.chats] == ["key-bad", "key-limited"]
+
+
+def test_a_key_that_is_taken_again_rests_for_its_rate_limit_alone() -> None:
+    now = [0.0]
+    ring = KeyRing(("one",), clock=lambda: now[0])
+    ring.refuse("one", 300)
+    assert (ring.rested(), ring.next_in(), ring.take()) == (1, 300, "one")
+    ring.rest("one", 5)
+    ring.accept("one")
+    assert (ring.rested(), ring.next_in()) == (1, 5)
+    now[0] = 6.0
+    assert (ring.rested(), ring.next_in()) == (0, 0)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_all_tries_together_end_with_the_time_out(fake: FakeOpenAI, status: int) -> None:
+    fake.default = Reply(status=status, retry_after="15")
+    async with asyncio.timeout(5):
+        _, error = await failure(chat(fake, timeout_seconds=1.0))
+    assert (error.code, error.retry_after, len(fake.chats)) == (Code.MODEL_UNAVAILABLE, 15.0, 1)
 
 
 async def test_keys_take_turns_and_a_limited_one_rests(fake: FakeOpenAI) -> None:

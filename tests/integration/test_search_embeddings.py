@@ -1,5 +1,6 @@
 """Embedding providers over a real socket: batches, keys, refusals, and what an endpoint may get wrong."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -9,7 +10,7 @@ from internal.entities.ids import new_id
 from internal.entities.search import Space
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings, batches, estimate_tokens
 from internal.services.embedder import Embedder
-from pkg.apperr import AppError, Code, SettingsError
+from pkg.apperr import TRANSIENT, AppError, Code, SettingsError
 from pkg.config import Ai
 from pkg.ctxutil import Context, Role
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake, vector_of
@@ -62,6 +63,32 @@ async def test_a_long_rate_limit_is_handed_on(fake: FakeOpenAI) -> None:
     assert (error.code, error.retry_after, len(fake.requests)) == (Code.MODEL_UNAVAILABLE, 90.0, 1)
 
 
+async def test_a_rate_limit_after_a_refusal_is_waited_out_and_not_the_refusal(fake: FakeOpenAI) -> None:
+    fake.embedding_replies += [Reply(status=401), Reply(status=429, retry_after="0.1")]
+    provider = remote(fake)
+    with pytest.raises(AppError, match="AI__API_KEY"):
+        await provider.embed(["text"], kind="query", lane="interactive")
+    async with asyncio.timeout(5):
+        assert (await provider.embed(["text"], kind="query", lane="interactive")).shape == (1, SPACE.dim)
+    await provider.close()
+
+
+async def test_a_pause_until_a_refused_key_is_tried_again_is_handed_on(fake: FakeOpenAI) -> None:
+    fake.embedding_replies += [Reply(status=401), Reply(status=429, retry_after="50")]
+    async with asyncio.timeout(5):
+        error = await failure(remote(fake, api_key="one,two"), lane="interactive")
+    assert (error.code, error.retry_after) == (Code.MODEL_UNAVAILABLE, 50.0)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("lane", ["interactive", "ingest"])
+async def test_all_tries_together_end_with_the_time_out(fake: FakeOpenAI, status: int, lane: str) -> None:
+    fake.embedding_replies += [Reply(status=status, retry_after="15")] * 5
+    async with asyncio.timeout(5):
+        error = await failure(remote(fake), lane=lane)
+    assert (error.code, error.retry_after, len(fake.requests)) == (Code.MODEL_UNAVAILABLE, 15.0, 1)
+
+
 async def test_a_passing_fault_is_tried_again(fake: FakeOpenAI) -> None:
     fake.embedding_replies += [Reply(status=500), Reply(status=503)]
     provider = remote(fake)
@@ -100,9 +127,10 @@ async def test_a_bad_key_is_named(fake: FakeOpenAI) -> None:
 
 async def test_a_wrong_dimension_names_the_setting(fake: FakeOpenAI) -> None:
     error = await failure(remote(fake, Space("fake-embedding", "1", 64, 1)))
-    assert error.code is Code.MODEL_BAD_ANSWER
-    assert "AI__EMBEDDING_DIM" in error.detail
-    assert "32" in error.detail
+    assert error.code in TRANSIENT  # tasks are held until the setting is mended
+    assert error.retry_after
+    assert all(part in error.detail for part in ("AI__EMBEDDING_DIM", "32", "64"))
+    assert len(fake.requests) == 1
 
 
 async def test_the_local_process_is_told_kind_and_lane(fake: FakeOpenAI) -> None:

@@ -9,8 +9,9 @@ from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt, U
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
 from internal.services.chunking_sentences import sentences
-from internal.services.evidence import Candidate, candidates, content_terms, coverage, language
+from internal.services.evidence import Candidate, candidates, content_terms, coverage, language, subject
 from internal.services.extractive import ExtractiveModel, select
+from internal.services.prompts import leans
 from internal.services.terms import TermAnalyser
 from pkg.ctxutil import Context, Role
 from tests.fakes.openai_server import vector_of
@@ -38,12 +39,12 @@ class Words:
         return np.stack([vector_of(text, 256) for text in texts])
 
 
-async def answer(question: str, *texts: str) -> str:
+async def answer(question: str, *texts: str, searched: str = "") -> str:
     passages = tuple(passage(number, text) for number, text in enumerate(texts, 1))
     pieces = [
         piece
         async for piece in ExtractiveModel(Words(), sentences).stream(
-            CTX, Prompt(messages=(), question=question, passages=passages)
+            CTX, Prompt(messages=(), question=question, searched=searched or question, passages=passages)
         )
     ]
     assert pieces.pop() == Usage()
@@ -127,3 +128,82 @@ async def test_brackets_of_a_document_are_not_marks() -> None:
     assert "[2]" not in text
     assert "【3】" not in text
     assert "(2)" in text
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Does it cover the screen?",
+        "And how many vacation days?",
+        "What about the battery?",
+        "Why?",
+        "How many days?",
+        "shipping costs",
+        "quit",
+        "病假呢？",
+        "那收入有多少？",
+        "它什么时候开放？",
+        "到什么时候？",
+        "多少钱？",
+    ],
+)
+def test_fragments_and_questions_that_refer_back_lean(question: str) -> None:
+    assert leans(question)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "How long do refunds take?",
+        "Who pays shipping?",
+        "How many vacation days do employees get?",
+        "Why was the factory closed?",
+        "员工年假有多少天？",
+        "年假有多少天？",
+        "退款要多久？",
+        "公司的收入是多少？",
+    ],
+)
+def test_a_complete_question_does_not_lean_however_short(question: str) -> None:
+    assert not leans(question)
+
+
+@pytest.mark.parametrize(
+    ("question", "about"),
+    [
+        ("Tell me about the vacation days", "the vacation days"),
+        ("Could you please explain the refund period?", "the refund period?"),
+        ("请介绍一下年假", "年假"),
+        ("请假流程是什么？", "请假流程是什么？"),
+        ("Showers are where?", "Showers are where?"),
+        ("Tell me more", "Tell me more"),
+    ],
+)
+def test_words_that_only_ask_are_left_out(question: str, about: str) -> None:
+    assert subject(question) == about
+
+
+REVENUE = "Zorblatt revenue was 42 million dollars."
+VACATION = "Employees get 17 vacation days."
+
+
+async def test_a_leaning_question_is_answered_and_not_the_one_before_it() -> None:
+    earlier = "What was the Zorblatt revenue?"
+    texts = (REVENUE, VACATION)
+    assert await answer(earlier, *texts) == f"From your documents:\n\n{REVENUE} [1]"
+    question = "And vacation days employees get?"
+    shown = await answer(question, *texts, searched=f"{earlier} {question}")
+    assert shown == f"From your documents:\n\n{VACATION} [2]"
+
+
+@pytest.mark.parametrize("line", ["quit", "thanks", "Who painted it?", "谢谢"])
+async def test_a_line_without_an_answer_does_not_repeat_the_last_one(line: str) -> None:
+    assert await answer(line, REVENUE, VACATION, searched=f"What was the Zorblatt revenue? {line}") == NOT_IN_DOCUMENTS
+
+
+async def test_a_fragment_is_understood_with_the_question_before_it() -> None:
+    texts = ("The pump warranty lasts two years. Its colour is green.", "The meeting takes an hour.")
+    question, earlier = "How many years?", "Does the pump warranty last"
+    assert await answer(question, *texts) == NOT_IN_DOCUMENTS
+    shown = await answer(question, *texts, searched=f"{earlier} {question}")
+    assert shown == "From your documents:\n\nThe pump warranty lasts two years. [1]"
