@@ -146,6 +146,18 @@ language sql stable security definer set search_path = pg_catalog, public as $$
     where m.tenant_id = p_tenant and m.user_id = p_user
 $$;
 
+-- An access token names its sign-in too, and lives no longer than that. A living sign-in has one refresh token that is
+-- not used yet: using it makes the next one in the same transaction, and whatever ends the sign-in uses up or deletes it.
+create function auth_sign_in_v1(p_tenant uuid, p_user uuid, p_family uuid)
+returns table (role text)
+language sql stable security definer set search_path = pg_catalog, public as $$
+    select m.role from public.auth_member_v1(p_tenant, p_user) m
+    where exists (
+        select 1 from public.refresh_tokens r
+        where r.tenant_id = p_tenant and r.user_id = p_user and r.family = p_family
+            and r.used_at is null and r.expires_at > now())
+$$;
+
 -- The platform's only way to make a tenant: with its owner and a first key.
 create function create_tenant_v1(
     p_tenant uuid, p_name text, p_user uuid, p_email text, p_password_hash text, p_key uuid, p_key_hash bytea, p_prefix text
@@ -216,7 +228,7 @@ end $$;
 
 grant execute on function app_tenant(), app_user() to public;
 grant execute on function
-    auth_api_key_v1(bytea), auth_user_v1(text), auth_member_v1(uuid, uuid),
+    auth_api_key_v1(bytea), auth_user_v1(text), auth_member_v1(uuid, uuid), auth_sign_in_v1(uuid, uuid, uuid),
     create_tenant_v1(uuid, text, uuid, text, text, uuid, bytea, text), add_member_v1(uuid, text, text, text),
     set_member_v1(uuid, text, text), remove_member_v1(uuid)
     to dreamhub_app;
@@ -226,6 +238,7 @@ grant create on schema public to dreamhub_directory;
 alter function auth_api_key_v1(bytea) owner to dreamhub_directory;
 alter function auth_user_v1(text) owner to dreamhub_directory;
 alter function auth_member_v1(uuid, uuid) owner to dreamhub_directory;
+alter function auth_sign_in_v1(uuid, uuid, uuid) owner to dreamhub_directory;
 alter function create_tenant_v1(uuid, text, uuid, text, text, uuid, bytea, text) owner to dreamhub_directory;
 alter function add_member_v1(uuid, text, text, text) owner to dreamhub_directory;
 alter function set_member_v1(uuid, text, text) owner to dreamhub_directory;

@@ -12,6 +12,7 @@ from internal.entities.documents import Collection
 from internal.handlers.auth import access
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, page_of, read_cursor, read_id
 from internal.services.collections import CollectionService
+from internal.services.names import MAX_NAME
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
@@ -19,7 +20,7 @@ from pkg.ctxutil import Context, Role
 class CollectionIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A collection's name."""
 
-    name: Annotated[str, msgspec.Meta(max_length=200)]
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 
 
 @get("/api/v1/collections", opt=access(Role.VIEWER))

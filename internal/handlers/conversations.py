@@ -26,14 +26,20 @@ from internal.handlers.auth import access
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, page_of, read_cursor, read_id
 from internal.handlers.problems import body_of
 from internal.handlers.streams import event, event_stream
-from internal.services.chat import ChatService, Turn
+from internal.services.chat import (
+    LONGEST_COMMENT,
+    LONGEST_QUESTION,
+    LONGEST_TITLE,
+    MOST_DOCUMENTS,
+    ChatService,
+    Turn,
+)
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
-MAX_CONTENT = 8000
-Title = Annotated[str, msgspec.Meta(max_length=200)]
-Ids = Annotated[list[UUID], msgspec.Meta(max_length=200)]
+Title = Annotated[str, msgspec.Meta(max_length=LONGEST_TITLE)]
+Ids = Annotated[list[UUID], msgspec.Meta(max_length=MOST_DOCUMENTS)]
 
 
 class ConversationIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +59,7 @@ class ConversationChangesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=T
 class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A question; with `stream` the answer comes as server-sent events."""
 
-    content: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONTENT)]
+    content: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_QUESTION)]
     stream: bool = False
     document_ids: Ids = msgspec.field(default_factory=list)
 
@@ -62,7 +68,7 @@ class FeedbackIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An opinion of an answer: 1 for good, -1 for bad."""
 
     rating: Literal[1, -1]
-    comment: Annotated[str, msgspec.Meta(max_length=4000)] | None = None
+    comment: Annotated[str, msgspec.Meta(max_length=LONGEST_COMMENT)] | None = None
 
 
 class UsageOut(msgspec.Struct, frozen=True):

@@ -19,11 +19,14 @@ from internal.handlers.schema import UploadOperation
 from internal.handlers.tasks import TaskOut, task_out
 from internal.handlers.uploads import FORM_BYTES, UploadForm
 from internal.services.documents import DocumentService, UploadRequest, UploadResult
+from internal.services.names import MAX_FILENAME, MAX_NAME, MAX_TAGS
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
 MAX_ORDINAL = 2**31 - 1
 PRIORITIES = ("high", "normal", "batch")
+Filename = Annotated[str, msgspec.Meta(max_length=MAX_FILENAME)]
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 SourceType = Literal["document", "photo", "audio", "video", "web", "email", "calendar"]
 
 
@@ -70,12 +73,10 @@ class DocumentChangesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """What to change. `name` (or `filename`, as answers call it) is the file's name; `collection` null takes the
     document out of its collection."""
 
-    name: Annotated[str, msgspec.Meta(max_length=500)] | msgspec.UnsetType = msgspec.UNSET
-    filename: Annotated[str, msgspec.Meta(max_length=500)] | msgspec.UnsetType = msgspec.UNSET
-    tags: (
-        Annotated[list[Annotated[str, msgspec.Meta(max_length=200)]], msgspec.Meta(max_length=100)] | msgspec.UnsetType
-    ) = msgspec.UNSET
-    collection: Annotated[str, msgspec.Meta(max_length=200)] | msgspec.UnsetType | None = msgspec.UNSET
+    name: Filename | msgspec.UnsetType = msgspec.UNSET
+    filename: Filename | msgspec.UnsetType = msgspec.UNSET
+    tags: Annotated[list[Name], msgspec.Meta(max_length=MAX_TAGS)] | msgspec.UnsetType = msgspec.UNSET
+    collection: Name | msgspec.UnsetType | None = msgspec.UNSET
     visibility: Visibility | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -121,9 +122,11 @@ async def list_documents(
     cursor: Cursor = None,
     status: Annotated[DocumentStatus | None, QueryParameter()] = None,
     source_type: Annotated[SourceType | None, QueryParameter()] = None,
-    tag: Annotated[str | None, QueryParameter(max_length=200)] = None,
+    tag: Annotated[str | None, QueryParameter(max_length=MAX_NAME)] = None,
     collection_id: Annotated[UUID | None, QueryParameter()] = None,
-    name: Annotated[str | None, QueryParameter(max_length=500, description="A part of the file's name.")] = None,
+    name: Annotated[
+        str | None, QueryParameter(max_length=MAX_FILENAME, description="A part of the file's name.")
+    ] = None,
 ) -> Page[DocumentOut]:
     """Documents that you may see, newest first."""
     found = await documents.list(

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Response, get
+from litestar import HttpMethod, MediaType, Response, get, route
 from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from internal.handlers.auth import Open, access
 from internal.handlers.docs import PAGE_POLICY, page
 from internal.services.health import Health, HealthService
+
+PROBED = (HttpMethod.GET, HttpMethod.HEAD)
+"""Monitors and load balancers ask by HEAD too."""
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -41,13 +44,13 @@ class Description:
         return self._document
 
 
-@get("/healthz", opt=access(Open.ANYONE))
+@route("/healthz", http_method=PROBED, opt=access(Open.ANYONE))
 async def healthz() -> Liveness:
     """200 as long as this process answers."""
     return Liveness()
 
 
-@get("/readyz", opt=access(Open.ANYONE))
+@route("/readyz", http_method=PROBED, opt=access(Open.ANYONE))
 async def readyz(health: NamedDependency[HealthService]) -> Response[Readiness]:
     """200 when every dependency answers, else 503."""
     checks = await health.ready()

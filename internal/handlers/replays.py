@@ -35,12 +35,11 @@ class Replays:
         if replay is None:
             request.scope[PENDING] = (ctx, key)  # type: ignore[literal-required]  # ours, for `around`
             return None
-        return Response(
-            replay.body,
-            status_code=replay.status,
-            media_type=replay.media_type,
-            headers={"Idempotency-Replayed": "true"},
-        )
+        headers = {"Idempotency-Replayed": "true"}
+        if replay.media_type:
+            # As a header it is sent as it was; to a `media_type` of text Litestar would add its charset once more.
+            headers["Content-Type"] = replay.media_type
+        return Response(replay.body, status_code=replay.status, headers=headers)
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """Keeps the answers of requests that brought a key."""

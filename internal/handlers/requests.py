@@ -14,6 +14,8 @@ from pkg.apperr import AppError, Code
 JSON_LIMIT = 1024 * 1024
 JSON_TYPES = ("", "application/json")
 FIELD = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<name>-?Infinity|NaN)', re.DOTALL)
+"""A string, which is passed over, or a number that Python reads as JSON and nobody else does."""
 UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 ESCAPED_NUL = b"\\u0000"
 
@@ -93,11 +95,12 @@ def _invalid(message: str) -> AppError:
 
 def _malformed(body: bytes) -> AppError:
     """msgspec names no place when the end is missing, so the slower parser of the standard library looks again."""
-    what, at = "not JSON", len(body)
+    what, at = "not JSON", 0
     try:
-        text = body.decode("utf-8")
-        json.loads(text)
-        what, at = "half of a surrogate pair in a string", _lone_surrogate(body)
+        _read_again(body.decode("utf-8"))
+        surrogate = _lone_surrogate(body)
+        if surrogate is not None:
+            what, at = "half of a surrogate pair in a string", surrogate
     except UnicodeDecodeError as error:
         what, at = "not UTF-8", error.start
     except json.JSONDecodeError as error:
@@ -114,10 +117,20 @@ def _malformed(body: bytes) -> AppError:
     )
 
 
-def _lone_surrogate(body: bytes) -> int:
-    """Where an escaped surrogate stands without its other half."""
+def _read_again(text: str) -> None:
+    """Raises JSONDecodeError where `text` ceases to be JSON. Numbers stay text: how large they are isn't asked here."""
+
+    def refuse(name: str) -> None:
+        at = next((found.start() for found in CONSTANT.finditer(text) if found["name"]), 0)
+        raise json.JSONDecodeError(f"{name} is no number of JSON", text, at)
+
+    json.loads(text, parse_constant=refuse, parse_int=str, parse_float=str)
+
+
+def _lone_surrogate(body: bytes) -> int | None:
+    """Where an escaped surrogate stands without its other half; None where all have theirs."""
     pairs = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u]|\\u[0-9a-fA-F]{4}")
     for found in pairs.finditer(body):
         if len(found[0]) == len(rb"\uD800") and found[0][2:3] in b"dD" and found[0][3:4] in b"89abcdefABCDEF":
             return found.start()
-    return 0
+    return None

@@ -15,6 +15,7 @@ from internal.handlers.auth import Admission, provide_context
 from internal.handlers.lingering import LingeringClose
 from internal.handlers.observation import Observation, RequestLines, RequestMetrics
 from internal.handlers.operations import Description
+from internal.handlers.parameters import refuse_unknown_parameters
 from internal.handlers.problems import to_problem
 from internal.handlers.replays import Replays
 from internal.handlers.requests import JSON_LIMIT, StrictRequest
@@ -131,9 +132,10 @@ PROVIDED = (
 def create_api(api: Api) -> ASGIApp:
     """The ASGI application: observed on the outside, admitted by one guard, with every error a problem."""
     replays = Replays(api.idempotency)
+    api.sessions.when_ended(api.authenticator.forget)
     app = Litestar(
         ROUTES,
-        guards=[Admission(api.authenticator, api.limiter)],
+        guards=[Admission(api.authenticator, api.limiter), refuse_unknown_parameters],
         before_request=replays.before,
         dependencies=_dependencies(api, Description(lambda: openapi_document(api.version))),
         plugins=[ProblemDetailsPlugin(ProblemDetailsConfig(exception_to_problem_detail_map={Exception: to_problem}))],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from litestar import Litestar
+from litestar import HttpMethod, Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, Schema, SecurityScheme
@@ -96,8 +96,8 @@ def describe(handlers: Sequence[ControllerRouterHandler], *, version: str, **opt
     return document
 
 
-def _operation_id(handler: HTTPRouteHandler, _method: Method, _path: Sequence[object]) -> str:
-    return handler.handler_name
+def _operation_id(handler: HTTPRouteHandler, method: Method, _path: Sequence[object]) -> str:
+    return f"head_{handler.handler_name}" if method == HttpMethod.HEAD else handler.handler_name
 
 
 def _complete(operation: dict[str, Any], needed: object, method: str) -> None:

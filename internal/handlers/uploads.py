@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
 
+from internal.handlers.dispositions import RAW, names_of
 from pkg.apperr import AppError, Code
 
 FILE = "file"
@@ -20,7 +21,7 @@ class UploadForm:
 
     def __init__(self, stream: AsyncIterator[bytes], boundary: str, *, max_file_bytes: int) -> None:
         try:
-            self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
+            self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset=RAW)
         except MultipartError as error:
             raise _malformed(error) from None
         self._stream = stream
@@ -62,10 +63,11 @@ class UploadForm:
         text = bytearray()
         async for event in self._events:
             if isinstance(event, MultipartSegment):
-                if event.name == FILE:
-                    self.filename = event.filename or ""
+                field, filename = names_of(event.header("Content-Disposition") or "")
+                if field == FILE:
+                    self.filename = filename
                     return True
-                name = self._expected(event.name or "")
+                name = self._expected(field)
             elif event is None:
                 if name is not None:
                     self._fields.setdefault(name, []).append(_text(name, text))
@@ -97,7 +99,7 @@ class UploadForm:
                         yield event
             self._parser.close()
         except ParserLimitReached as error:
-            raise AppError(Code.REQUEST_TOO_LARGE, f"The form has too many parts or headers: {error}.") from None
+            raise AppError(Code.REQUEST_TOO_LARGE, f"The form has too many parts or headers: {_said(error)}.") from None
         except MultipartError as error:
             raise _malformed(error) from None
 
@@ -117,4 +119,9 @@ def _invalid(field: str, what: str) -> AppError:
 
 
 def _malformed(error: MultipartError) -> AppError:
-    return AppError(Code.REQUEST_MALFORMED, f"The body is not well-formed multipart/form-data: {error}.")
+    return AppError(Code.REQUEST_MALFORMED, f"The body is not well-formed multipart/form-data: {_said(error)}.")
+
+
+def _said(error: MultipartError) -> object:
+    """The parser's own sentence; what else it holds may be an exception of Python's."""
+    return error.args[0]

@@ -145,6 +145,14 @@ class IdentityRepository:
 
     async def revoke_family(self, digest: bytes) -> int:
         """Ends every token descended from the same sign-in as this one; answers how many were ended."""
+        # A refresh that is under way adds a token which a statement begun before its commit doesn't see: wait for it.
+        await self._conn.execute(
+            "select 1 from refresh_tokens where tenant_id = $1 and user_id = $2 and family in (select r.family"
+            " from refresh_tokens r where r.tenant_id = $1 and r.user_id = $2 and r.hash = $3) order by id for update",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            digest,
+        )
         return sure(
             await self._conn.fetchval(
                 "with ended as (update refresh_tokens set used_at = now() where tenant_id = $1 and user_id = $2"
@@ -176,9 +184,11 @@ class DirectoryRepository:
         )
         return principal, row["expires_at"]
 
-    async def find_role(self, tenant_id: UUID, user_id: UUID) -> Role | None:
-        """The role that a token's user has in its tenant today."""
-        return _role(await self._conn.fetchval("select role from auth_member_v1($1, $2)", tenant_id, user_id))
+    async def find_role(self, tenant_id: UUID, user_id: UUID, *, family: UUID) -> Role | None:
+        """The role that a token's user has in its tenant today; None once the token's sign-in has ended."""
+        return _role(
+            await self._conn.fetchval("select role from auth_sign_in_v1($1, $2, $3)", tenant_id, user_id, family)
+        )
 
     async def find_sign_ins(self, email: str) -> list[SignIn]:
         """The active tenants of an e-mail address, oldest membership first."""

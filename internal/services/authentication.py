@@ -79,7 +79,7 @@ class Authenticator:
     async def _find_member(self, credential: str) -> tuple[Principal, float]:
         claims = self._tokens.verify(credential)
         async with self._store.directory() as directory:
-            role = await directory.find_role(claims.tenant_id, claims.user_id)
+            role = await directory.find_role(claims.tenant_id, claims.user_id, family=claims.family)
         if role is None:
             raise invalid()
         principal = Principal(

@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -34,7 +35,12 @@ class SessionService:
         self._tokens = tokens
         self._failures = failures
         self._lives = timedelta(days=refresh_days)
+        self._listeners: list[Callable[[], None]] = []
         self._log = logger.get("sessions")
+
+    def when_ended(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` after each end of a sign-in, so that nobody goes on remembering its access tokens."""
+        self._listeners.append(listener)
 
     async def sign_in(self, visitor: Visitor, email: str, password: str, tenant_id: UUID | None) -> TokenPair:
         """Raises AUTH_BAD_CREDENTIALS, AUTH_TENANT_REQUIRED (after a right password only), RATE_LIMITED."""
@@ -60,7 +66,8 @@ class SessionService:
     async def refresh(self, visitor: Visitor, token: str) -> TokenPair:
         """Exchanges a refresh token for a new pair, once. A token that comes back ends its whole sign-in.
 
-        Whoever uses it second may be the thief or the victim, so neither keeps access. Raises AUTH_INVALID_TOKEN.
+        Whoever uses it second may be the thief or the victim, so neither keeps access: the access tokens end too,
+        everywhere within 5 s. Raises AUTH_INVALID_TOKEN.
         """
         ctx = _read(visitor, token)
         async with self._store.tenant(ctx) as tx:
@@ -68,15 +75,24 @@ class SessionService:
             if family is not None and await tx.identity.role() is not None:
                 return await self._issue(tx, ctx, family=family)
             ended = await tx.identity.revoke_family(digest_of(token))
+        self._tell()
         if ended:
             self._log.warning("a used refresh token came back; its sign-in was ended", user=str(ctx.user_id))
         raise _ended()
 
     async def sign_out(self, visitor: Visitor, token: str) -> None:
-        """Ends the sign-in that a refresh token belongs to; a token that isn't known is as good as ended."""
+        """Ends the sign-in that a refresh token belongs to, with its access tokens, everywhere within 5 s.
+
+        A token that isn't known is as good as ended. Raises AUTH_INVALID_TOKEN for what can't be a refresh token.
+        """
         ctx = _read(visitor, token)
         async with self._store.tenant(ctx) as tx:
             await tx.identity.revoke_family(digest_of(token))
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     async def _matching(self, candidates: list[SignIn], password: str) -> list[SignIn]:
         """The tenants where this is the password; an unknown address costs as much as a known one."""
@@ -89,7 +105,8 @@ class SessionService:
         await tx.identity.add_refresh_token(
             family=family, digest=digest_of(refresh), expires_at=datetime.now(UTC) + self._lives
         )
-        return TokenPair(access_token=self._tokens.issue(ctx), refresh_token=refresh, expires_in=self._tokens.seconds)
+        access = self._tokens.issue(ctx, family=family)
+        return TokenPair(access_token=access, refresh_token=refresh, expires_in=self._tokens.seconds)
 
 
 def _read(visitor: Visitor, token: str) -> Context:

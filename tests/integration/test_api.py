@@ -65,7 +65,7 @@ BAD_BODIES = [
     (
         "POST",
         f"/api/v1/conversations/{UNKNOWN}/messages",
-        json.dumps({"content": "c" * 10_000}).encode(),
+        json.dumps({"content": "c" * 10_001}).encode(),
         "request.invalid",
     ),
     ("POST", f"/api/v1/conversations/{UNKNOWN}/messages", b'{"content": "x", "stream": "yes"}', "request.invalid"),
@@ -75,6 +75,8 @@ BAD_BODIES = [
     ("POST", "/api/v1/members", b'{"email": "a@b.c", "password": "short"}', "request.invalid"),
     ("PATCH", f"/api/v1/documents/{UNKNOWN}", b'{"visibility": "secret"}', "request.invalid"),
     ("PATCH", f"/api/v1/documents/{UNKNOWN}", b'{"id": 5}', "request.invalid"),
+    ("PATCH", f"/api/v1/documents/{UNKNOWN}", json.dumps({"name": "n" * 256}).encode(), "request.invalid"),
+    ("POST", "/api/v1/search", b'{"query": "x", "k": NaN}', "request.malformed"),
 ]
 
 
@@ -120,6 +122,30 @@ async def test_bad_parameters(client: httpx.AsyncClient, query: str) -> None:
 @pytest.mark.parametrize("query", ["limit=-1", "limit=0", "cursor=zzz", "cursor=bnVsbA", "cursor=WyJ4Il0"])
 async def test_bad_pages_of_every_list(client: httpx.AsyncClient, path: str, query: str) -> None:
     is_problem(await client.get(f"/api/v1/{path}?{query}"), 400, "request.invalid")
+
+
+LISTS = ["documents", "tasks", "dead-letters", "collections", "conversations", "members", "api-keys"]
+NO_LISTS = ["me", f"documents/{UNKNOWN}", f"documents/{UNKNOWN}/content"]
+
+
+@pytest.mark.parametrize("path", [*LISTS, *NO_LISTS])
+async def test_a_parameter_that_is_not_there_is_named(client: httpx.AsyncClient, path: str) -> None:
+    for query in ("foo=1", "foo", "foo=&limit=5", "%ED%A0%80=1&foo=2"):
+        answer = await client.get(f"/api/v1/{path}?{query}")
+        is_problem(answer, 400, "request.invalid")
+        assert "foo" in {error["field"] for error in answer.json()["errors"]}
+        assert "foo" in answer.json()["detail"]
+
+
+async def test_unknown_parameters_elsewhere(api: Running, client: httpx.AsyncClient) -> None:
+    is_problem(await client.post("/api/v1/search?k=5", json={"query": "x"}), 400, "request.invalid")
+    known = await client.get("/api/v1/documents?limit=5&status=ready&source_type=document&tag=a&name=b")
+    assert known.status_code == 200
+    assert (await client.get("/healthz?now=1")).status_code == 200
+    async with api.client() as stranger:
+        is_problem(await stranger.get("/api/v1/documents?foo=1"), 401, "auth.missing_token")
+        answer = await stranger.post("/api/v1/auth/token?foo=1", json={"email": "a@b.c", "password": "x"})
+        is_problem(answer, 400, "request.invalid")
 
 
 @pytest.mark.parametrize("text", ["name=%ff%fe", "name=%ED%A0%80", "tag=💥"])
@@ -211,7 +237,7 @@ async def test_a_request_is_logged_with_its_ids_and_without_its_words(
     line = next(line for line in capfd.readouterr().err.splitlines() if "find-me" in line)
     fields = json.loads(line)
     assert fields["route"] == "/api/v1/documents/{document_id}"
-    assert (fields["status"], fields["trace_id"], fields["tenant_id"]) == (404, trace, tenant["id"])
+    assert (fields["status"], fields["trace_id"], fields["tenant_id"]) == (400, trace, tenant["id"])
     assert fields["user_id"] == tenant["owner"]["id"]
     assert "sesame" not in line
     assert UNKNOWN not in line
@@ -250,6 +276,16 @@ async def test_readiness_tells_what_is_missing(api: Running) -> None:
         }
         assert all(check["ms"] >= 0 for check in checks.values())
         assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz", 503)])
+async def test_probes_are_answered_to_head_as_to_get(api: Running, path: str, status: int) -> None:
+    async with api.client() as client:
+        asked, read = await client.head(path), await client.get(path)
+        assert (asked.status_code, read.status_code) == (status, status)
+        assert asked.content == b""
+        assert asked.headers["content-type"] == read.headers["content-type"] == "application/json"
+        assert "HEAD" in (await client.post(path)).headers["allow"]
 
 
 async def test_an_absent_model_is_told_as_such(client: httpx.AsyncClient) -> None:

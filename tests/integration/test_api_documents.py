@@ -131,6 +131,28 @@ async def test_a_nul_in_a_file_name(client: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "file.name_invalid")
 
 
+@pytest.mark.parametrize(
+    ("disposition", "shown"),
+    [
+        (b"filename*=UTF-8''%E4%B8%AD.txt", "中.txt"),
+        (b"filename=\"_.txt\"; filename*=UTF-8''%E4%B8%AD.txt", "中.txt"),
+        ('filename="中文报告.txt"'.encode("gb18030"), "中文报告.txt"),
+    ],
+)
+async def test_names_that_old_and_foreign_clients_send(
+    client: httpx.AsyncClient, disposition: bytes, shown: str
+) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; ' + disposition + b"\r\n\r\n"
+    answer = await client.post(
+        "/api/v1/documents",
+        content=head + b"named: " + disposition.hex().encode() + b"\r\n--b--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    assert answer.status_code == 202, answer.text
+    found = await client.get(f"/api/v1/documents/{answer.json()['document_id']}")
+    assert found.json()["filename"] == shown
+
+
 async def test_an_upload_that_is_no_form(client: httpx.AsyncClient) -> None:
     answer = await client.post("/api/v1/documents", json={"file": "x"})
     assert (answer.status_code, answer.json()["code"]) == (415, "request.unsupported_media_type")
@@ -180,6 +202,10 @@ async def test_a_client_that_sends_all_before_it_reads_is_told_too(client: httpx
     assert (answer.status_code, answer.json()["code"]) == (413, "file.too_large")
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 async def test_a_client_that_hangs_up_leaves_nothing(
     api: Running, tenant: dict[str, Any], client: httpx.AsyncClient
 ) -> None:
@@ -198,10 +224,10 @@ async def test_a_client_that_hangs_up_leaves_nothing(
     await asyncio.sleep(0.2)
     writer.transport.abort()
     for _ in range(100):
-        if not list(spool.iterdir()):
+        if not _files(spool):
             break
         await asyncio.sleep(0.02)
-    assert list(spool.iterdir()) == []
+    assert _files(spool) == []
     names = [item["filename"] for item in (await client.get("/api/v1/documents?limit=200")).json()["items"]]
     assert "gone.txt" not in names
 

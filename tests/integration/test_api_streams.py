@@ -126,6 +126,28 @@ async def test_an_answer_as_events(chatting: tuple[Running, ScriptedModel, httpx
     assert done["status"] == "complete"
 
 
+async def test_answers_are_replayed_with_the_type_they_had(
+    chatting: tuple[Running, ScriptedModel, httpx.AsyncClient],
+) -> None:
+    _, _, client = chatting
+    messages = f"/api/v1/conversations/{await ask(client)}/messages"
+    for number, body in enumerate(({"content": "When?", "stream": True}, {"content": "When?"})):
+        headers = {"Idempotency-Key": f"type-{number}"}
+        first, again = [await client.post(messages, json=body, headers=headers) for _ in range(2)]
+        assert again.headers["idempotency-replayed"] == "true"
+        assert again.headers.get_list("content-type") == first.headers.get_list("content-type")
+        assert again.content == first.content
+    rated = [
+        await client.post(
+            f"{messages}/{first.json()['id']}/feedback", json={"rating": 1}, headers={"Idempotency-Key": "rated"}
+        )
+        for _ in range(2)
+    ]
+    assert [answer.status_code for answer in rated] == [204, 204]
+    assert "idempotency-replayed" in rated[1].headers
+    assert [answer.headers.get("content-type") for answer in rated] == [None, None]
+
+
 @pytest.mark.parametrize("chatting", [30.0], indirect=True)
 async def test_a_reader_who_leaves_ends_the_models_call(
     chatting: tuple[Running, ScriptedModel, httpx.AsyncClient],

@@ -133,7 +133,11 @@ async def test_an_expired_key_is_refused(api: Running, tenant: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    "change", ["algorithm", "none", "secret", "issuer", "audience", "expired", "future", "no jti", "tenant", "user"]
+    "change",
+    [
+        *("algorithm", "none", "secret", "issuer", "audience", "expired", "future"),
+        *("no jti", "no sid", "sid", "tenant", "user"),
+    ],
 )
 async def test_forged_tokens_are_refused(api: Running, tenant: dict[str, Any], change: str) -> None:
     good = (await sign_in(api, "owner@acme.example")).json()["access_token"]
@@ -155,6 +159,10 @@ async def test_forged_tokens_are_refused(api: Running, tenant: dict[str, Any], c
         claims["nbf"] = claims["iat"] + 3600
     elif change == "no jti":
         del claims["jti"]
+    elif change == "no sid":
+        del claims["sid"]
+    elif change == "sid":
+        claims["sid"] = "01900000-0000-7000-8000-000000000000"
     elif change == "tenant":
         claims["tid"] = "01900000-0000-7000-8000-000000000000"
     else:
@@ -180,8 +188,12 @@ async def test_refresh_tokens_are_used_once_and_reuse_ends_the_sign_in(api: Runn
     second = (await refresh(api, first["refresh_token"])).json()
     assert await status_of(api, second["access_token"]) == 200
     assert second["refresh_token"] != first["refresh_token"]
+    assert await status_of(api, first["access_token"]) == 200  # refreshing leaves it its minutes
     assert (await refresh(api, first["refresh_token"])).status_code == 401  # came back: thief or victim
+    assert await status_of(api, first["access_token"]) == 401
+    assert await status_of(api, second["access_token"]) == 401
     assert (await refresh(api, second["refresh_token"])).status_code == 401  # so its descendants end too
+    assert await status_of(api, other["access_token"]) == 200
     assert (await refresh(api, other["refresh_token"])).status_code == 200  # another sign-in goes on
 
 
@@ -196,12 +208,93 @@ async def test_strange_refresh_tokens(api: Running, token: str) -> None:
     assert (await refresh(api, token)).status_code == 401
 
 
-async def test_sign_out_ends_refreshing(api: Running, tenant: dict[str, Any]) -> None:
-    pair = (await sign_in(api, "owner@acme.example")).json()
+async def test_sign_out_ends_its_own_sign_in_at_once(api: Running, tenant: dict[str, Any]) -> None:
+    first, other = (await sign_in(api, "owner@acme.example")).json(), (await sign_in(api, "owner@acme.example")).json()
+    pair = (await refresh(api, first["refresh_token"])).json()
+    tokens = [first["access_token"], pair["access_token"]]
+    assert [await status_of(api, token) for token in tokens] == [200, 200]
     async with api.client() as client:
         answer = await client.post("/api/v1/auth/sign-out", json={"refresh_token": pair["refresh_token"]})
     assert answer.status_code == 204
+    assert [await status_of(api, token) for token in tokens] == [401, 401]
     assert (await refresh(api, pair["refresh_token"])).status_code == 401
+    assert await status_of(api, other["access_token"]) == 200
+
+
+async def test_a_sign_out_in_another_process_is_effective_within_five_seconds(
+    api: Running, tenant: dict[str, Any], module_database: Database
+) -> None:
+    token = (await sign_in(api, "owner@acme.example")).json()["access_token"]
+    assert await status_of(api, token) == 200
+    family = jwt.decode(token, options={"verify_signature": False})["sid"]
+    conn = await asyncpg.connect(module_database.superuser)
+    try:
+        await conn.execute("update refresh_tokens set used_at = now() where family = $1::uuid", family)
+    finally:
+        await conn.close()
+    assert await status_of(api, token) == 200  # remembered for a moment
+    await until_refused(api, token)
+
+
+async def test_a_sign_in_that_ran_out_takes_its_access_tokens_along(
+    api: Running, tenant: dict[str, Any], module_database: Database
+) -> None:
+    token = (await sign_in(api, "owner@acme.example")).json()["access_token"]
+    family = jwt.decode(token, options={"verify_signature": False})["sid"]
+    conn = await asyncpg.connect(module_database.superuser)
+    try:
+        await conn.execute("update refresh_tokens set expires_at = now() where family = $1::uuid", family)
+    finally:
+        await conn.close()
+    assert await status_of(api, token) == 401
+
+
+async def test_a_sign_out_ends_what_a_refresh_at_that_moment_makes(
+    api: Running, tenant: dict[str, Any], module_database: Database
+) -> None:
+    pair = (await sign_in(api, "owner@acme.example")).json()
+    family = jwt.decode(pair["access_token"], options={"verify_signature": False})["sid"]
+    conn = await asyncpg.connect(module_database.superuser)
+    try:
+        refreshing = conn.transaction()  # a refresh on its way: one token is used, the next one isn't committed yet
+        await refreshing.start()
+        await conn.execute("update refresh_tokens set used_at = now() where family = $1::uuid", family)
+        await conn.execute(
+            "insert into refresh_tokens (tenant_id, id, user_id, family, hash, expires_at)"
+            " select tenant_id, gen_random_uuid(), user_id, family, sha256('next'), expires_at"
+            " from refresh_tokens where family = $1::uuid",
+            family,
+        )
+        async with api.client() as client, asyncio.timeout(10):
+            body = {"refresh_token": pair["refresh_token"]}
+            signing_out = asyncio.create_task(client.post("/api/v1/auth/sign-out", json=body))
+            while not await conn.fetchval(
+                "select exists (select from pg_locks where pg_backend_pid() = any(pg_blocking_pids(pid)))"
+            ):
+                await asyncio.sleep(0.02)
+            await refreshing.commit()
+            assert (await signing_out).status_code == 204
+    finally:
+        await conn.close()
+    assert await status_of(api, pair["access_token"]) == 401
+
+
+@pytest.mark.parametrize("change", ["password", "removal"])
+async def test_a_new_password_and_a_removal_end_access_tokens_at_once(
+    api: Running, tenant: dict[str, Any], change: str
+) -> None:
+    member = await add_member(api, tenant["api_key"], f"{change}@acme.example", "member")
+    token = (await sign_in(api, f"{change}@acme.example")).json()["access_token"]
+    assert await status_of(api, token) == 200
+    async with api.client(tenant["api_key"]) as client:
+        path = f"/api/v1/members/{member['id']}"
+        answer = await (
+            client.patch(path, json={"password": "another long password"})
+            if change == "password"
+            else client.delete(path)
+        )
+    assert answer.is_success
+    assert await status_of(api, token) == 401
 
 
 async def test_wrong_and_unknown_answer_alike(api: Running, tenant: dict[str, Any]) -> None:

@@ -49,6 +49,8 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
         (b'{"query":"ok \\ud83d\\ude00 \\ud800"}', 1, 27),
         (b'{"query":"\xed\xa0\x80"}', 1, 11),
         (b'\xef\xbb\xbf{"query":"a"}', 1, 1),
+        (b'{"query":"NaN",\n"k":NaN}', 2, 5),
+        (b'{"query":"a \\" Infinity","k":-Infinity}', 1, 30),
     ],
 )
 def test_malformed_json_is_told_with_its_place(body: bytes, line: int, column: int) -> None:
@@ -57,6 +59,23 @@ def test_malformed_json_is_told_with_its_place(body: bytes, line: int, column: i
     assert caught.value.code is Code.REQUEST_MALFORMED
     assert caught.value.errors is not None
     assert (caught.value.errors[0]["line"], caught.value.errors[0]["column"]) == (line, column)
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b'{"query":"a","k":NaN}', "NaN"),
+        (b'{"query":"a","k":Infinity}', "Infinity"),
+        (b'{"query":"\\udc00","k":NaN}', "NaN"),
+        (b'{"query":"\\udc00"}', "surrogate"),
+    ],
+)
+def test_malformed_json_is_told_as_what_it_is(body: bytes, what: str) -> None:
+    with pytest.raises(AppError) as caught:
+        decode(body, dict[str, Any])
+    assert caught.value.code is Code.REQUEST_MALFORMED
+    assert what in caught.value.detail
+    assert ("surrogate" in caught.value.detail) == (what == "surrogate")
 
 
 @pytest.mark.parametrize(
@@ -289,6 +308,7 @@ def test_the_description_is_whole_and_the_page_needs_nothing_from_outside() -> N
     assert set(upload["responses"]) == {"200", "202", "default"}
     assert document["paths"]["/healthz"]["get"]["security"] == []
     assert document["paths"]["/api/v1/members"]["get"]["x-role"] == "admin"
+    assert {"get", "head"} == set(document["paths"]["/healthz"])
     operations = [item["operationId"] for path in document["paths"].values() for item in path.values()]
     assert len(operations) == len(set(operations))
     html = page(document)

@@ -19,6 +19,12 @@ def part(name: str, body: bytes, filename: str | None = None) -> bytes:
     return f"--{BOUNDARY}\r\nContent-Disposition: {disposition}\r\n\r\n".encode() + body + b"\r\n"
 
 
+def named(disposition: bytes) -> bytes:
+    """A form whose file has this Content-Disposition behind its field's name."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"'.encode()
+    return body(head + disposition + b"\r\n\r\nx\r\n")
+
+
 def body(*parts: bytes) -> bytes:
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
@@ -75,6 +81,7 @@ async def test_the_same_form_however_the_network_cuts_it(content: bytes, cuts: l
         (body(part("file", b"x", "a"))[:-20], Code.REQUEST_MALFORMED, "multipart"),
         (b"no form at all", Code.REQUEST_MALFORMED, "multipart"),
         (b"", Code.REQUEST_MALFORMED, "multipart"),
+        (b"--" + BOUNDARY.encode() + b"\r\nno header\r\n\r\n", Code.REQUEST_MALFORMED, "Malformed segment header."),
         (
             body(*(part("tags", b"a") for _ in range(100)), part("file", b"x", "a")),
             Code.REQUEST_TOO_LARGE,
@@ -88,6 +95,47 @@ async def test_a_bad_form_is_refused_by_name(data: bytes, code: Code, named: str
         await read(data, limit=1024)
     assert caught.value.code is code
     assert named in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("disposition", "filename"),
+    [
+        (b"; filename*=UTF-8''%E4%B8%AD.txt", "中.txt"),
+        (b"; filename=\"_.txt\"; filename*=UTF-8''%E4%B8%AD.txt", "中.txt"),
+        (b"; filename*=utf-8'zh-CN'%E4%B8%AD.txt; filename=\"_.txt\"", "中.txt"),
+        (b"; FileName*=ISO-8859-1'en'%A3%20rates.txt", "£ rates.txt"),
+        (b"; filename*=\"UTF-8''%E4%B8%AD.txt\"", "中.txt"),
+        (b"; filename*=UTF-8''a%2522%22.txt", 'a%22".txt'),
+        (b"; filename=\"a.txt\"; filename*=UTF-8''%FF.txt", "a.txt"),
+        (b"; filename=\"a.txt\"; filename*=KOI8-R''%C1.txt", "a.txt"),
+        (b'; filename="a.txt"; filename*=UTF-8', "a.txt"),
+        (b"; filename=\"x; filename*=UTF-8''evil.txt\"", "x; filename*=UTF-8''evil.txt"),
+        (b"; filename*=UTF-8''%FF", ""),
+        (b"", ""),
+        ('; filename="报告.txt"'.encode(), "报告.txt"),
+        ('; filename="中文报告.txt"'.encode("gb18030"), "中文报告.txt"),
+        ('; filename="成績誠.txt"'.encode("gb18030"), "成績誠.txt"),
+        ('; filename="誠"'.encode("gb18030"), "誠"),
+        ('; filename="é.txt"'.encode("latin-1"), "é.txt"),
+    ],
+)
+async def test_the_name_of_a_file_however_it_is_written(disposition: bytes, filename: str) -> None:
+    form, content = await read(named(disposition))
+    assert (form.filename, content) == (filename, b"x")
+
+
+async def test_an_unknown_field_is_told_as_it_was_written() -> None:
+    with pytest.raises(AppError) as caught:
+        await read(body(part("颜色", b"red")))
+    assert caught.value.detail.startswith("颜色 ")
+
+
+@given(st.binary(max_size=60).filter(lambda raw: b"\n" not in raw and b"\r" not in raw))
+async def test_no_name_keeps_a_file_out_of_the_form(raw: bytes) -> None:
+    for disposition in (b'; filename="' + raw + b'"', b"; filename*=" + raw):
+        form, content = await read(named(disposition))
+        assert content == b"x"
+        form.filename.encode()
 
 
 async def test_a_file_that_is_too_large_is_refused_before_it_is_read_whole() -> None:

@@ -29,17 +29,18 @@ def context() -> Context:
     return Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id="r", trace_id="t")
 
 
-def test_a_token_names_its_user_and_tenant_and_nothing_more() -> None:
+def test_a_token_names_its_user_tenant_and_sign_in_and_nothing_more() -> None:
     tokens, ctx = AccessTokens(SECRET, minutes=15), context()
-    token = tokens.issue(ctx)
+    family = new_id()
+    token = tokens.issue(ctx, family=family)
     claims = tokens.verify(token)
-    assert (claims.tenant_id, claims.user_id) == (ctx.tenant_id, ctx.user_id)
+    assert (claims.tenant_id, claims.user_id, claims.family) == (ctx.tenant_id, ctx.user_id, family)
     assert 890 < claims.seconds_left < 910
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
     assert set(jwt.decode(token, options={"verify_signature": False})) == {
-        "iss", "aud", "sub", "tid", "iat", "nbf", "exp", "jti",
+        "iss", "aud", "sub", "tid", "sid", "iat", "nbf", "exp", "jti",
     }  # fmt: skip
-    assert tokens.issue(ctx) != token
+    assert tokens.issue(ctx, family=family) != token
 
 
 @given(st.text(max_size=300))
@@ -49,17 +50,19 @@ def test_nothing_else_is_a_token(text: str) -> None:
     assert caught.value.code is Code.AUTH_INVALID_TOKEN
 
 
-@pytest.mark.parametrize("claims", [{"tid": 5}, {"sub": "nobody"}, {"exp": "soon"}, {"tid": None}, {"aud": ["x"]}])
+@pytest.mark.parametrize(
+    "claims", [{"tid": 5}, {"sub": "nobody"}, {"exp": "soon"}, {"tid": None}, {"aud": ["x"]}, {"sid": "x"}]
+)
 def test_well_signed_nonsense_is_refused(claims: dict[str, object]) -> None:
     tokens = AccessTokens(SECRET, minutes=15)
-    good = jwt.decode(tokens.issue(context()), options={"verify_signature": False})
+    good = jwt.decode(tokens.issue(context(), family=new_id()), options={"verify_signature": False})
     with pytest.raises(AppError):
         tokens.verify(jwt.encode({**good, **claims}, SECRET, algorithm="HS256"))
 
 
 def test_a_token_ends() -> None:
     tokens = AccessTokens(SECRET, minutes=15)
-    claims = jwt.decode(tokens.issue(context()), options={"verify_signature": False})
+    claims = jwt.decode(tokens.issue(context(), family=new_id()), options={"verify_signature": False})
     with pytest.raises(AppError):
         tokens.verify(jwt.encode({**claims, "exp": int(time.time()) - 6}, SECRET, algorithm="HS256"))
 
@@ -170,5 +173,6 @@ def test_a_migration_needs_a_login() -> None:
 
 def test_the_space_follows_the_settings() -> None:
     assert app.space_of(config.load()).dim == 384
-    remote = app.space_of(config.load(ai=config.Ai(embedding_model="text-embedding-3-small", embedding_dim=1536)))
+    ai = config.Ai(base_url="http://models/v1", embedding_model="text-embedding-3-small", embedding_dim=1536)
+    remote = app.space_of(config.load(ai=ai))
     assert (remote.model, remote.dim) == ("text-embedding-3-small", 1536)
