@@ -55,11 +55,12 @@ from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
 from internal.worker.runner import Worker
 from pkg import logger, telemetry
-from pkg.apperr import SettingsError
-from pkg.config import Settings, home_of
+from pkg.apperr import AppError, SettingsError
+from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
 from pkg.version import version
+from pkg.workdir import workdir
 
-LOCAL_MODEL, SPACE_VERSION, LOCAL_DIM = "multilingual-e5-small", "1", 384
+LOCAL_MODEL, SPACE_VERSION = "multilingual-e5-small", "1"
 DRAIN_SECONDS = 20
 KEEP_ALIVE_SECONDS = 75  # longer than a load balancer's 60 s: the balancer must be the one to close an idle connection
 PROBE_SECONDS = 10.0
@@ -87,7 +88,7 @@ def space_of(settings: Settings) -> Space:
     """The embedding space that the settings ask for."""
     if settings.ai.embedding_model:
         return Space(settings.ai.embedding_model, SPACE_VERSION, settings.ai.embedding_dim)
-    return Space(LOCAL_MODEL, SPACE_VERSION, LOCAL_DIM)
+    return Space(LOCAL_MODEL, SPACE_VERSION, LOCAL_EMBEDDING_DIM)
 
 
 @asynccontextmanager
@@ -98,7 +99,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
     """
     _require(settings, "DB__DSN", "REDIS__URL", "BLOBS__URL", "AUTH__PLATFORM_TOKEN", "AUTH__JWT_SECRET")
     async with AsyncExitStack() as stack:
-        store = await _open_store(stack, settings, settings.db.dsn.get_secret_value())
+        spool = stack.enter_context(workdir(_scratch(settings), "server"))
+        store = await _open_store(stack, settings, "DB__DSN", settings.db.dsn.get_secret_value())
         cache = open_cache(settings.redis.url.get_secret_value())
         stack.push_async_callback(cache.close)
         embedder = await _open_embedder(stack, settings, store)
@@ -124,7 +126,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
                 store,
                 open_blobs(settings.blobs),
                 open_antivirus(settings.scan),
-                spool=_workdir(settings),
+                spool=spool,
                 max_file_mb=settings.limits.max_file_mb,
             ),
             collections=CollectionService(store),
@@ -168,10 +170,9 @@ def relay(settings: Settings) -> None:
 def migrate(settings: Settings) -> None:
     """Applies what the schema lacks, and makes the tables of the embedding space that the settings ask for."""
     _configure(settings, "migrate")
-    owner, own = settings.db.owner_dsn.get_secret_value(), settings.db.dsn.get_secret_value()
-    if not owner and not own:
+    if not settings.db.owner_dsn and not settings.db.dsn:
         raise _missing("DB__OWNER_DSN")
-    _run(_migrate(owner or own, space_of(settings)))
+    _run(_migrate(*_login(settings, "DB__OWNER_DSN"), space_of(settings)))
 
 
 def openapi() -> dict[str, Any]:
@@ -179,8 +180,8 @@ def openapi() -> dict[str, Any]:
     return openapi_document(version())
 
 
-async def _migrate(dsn: str, space: Space) -> None:
-    await probe.postgres(dsn, PROBE_SECONDS)
+async def _migrate(name: str, dsn: str, space: Space) -> None:
+    await _reach_database(name, dsn)
     applied = await migrations.migrate(dsn, space)
     logger.get("migrate").info("schema is up to date", applied=len(applied), space=space.model, dim=space.dim)
 
@@ -220,7 +221,8 @@ class _Server(uvicorn.Server):
 async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
     _require(settings, "REDIS__URL", "BLOBS__URL", "MODELS__URL")
     async with AsyncExitStack() as stack:
-        store = await _open_store(stack, settings, _login(settings, settings.db.worker_dsn.get_secret_value()))
+        scratch = stack.enter_context(workdir(_scratch(settings), "worker"))
+        store = await _open_store(stack, settings, *_login(settings, "DB__WORKER_DSN"))
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         sandbox = Sandbox(settings.limits)
@@ -229,7 +231,7 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         stack.push_async_callback(ocr.close)
         embedder = await _open_embedder(stack, settings, store)
         blobs = open_blobs(settings.blobs)
-        ingest = IngestService(store, blobs, sandbox, ocr, embedder, workdir=_workdir(settings))
+        ingest = IngestService(store, blobs, sandbox, ocr, embedder, workdir=scratch)
         purge = PurgeService(store, blobs)
         jobs = product_jobs(ingest_content=ingest.ingest_content, purge_content=purge.purge_content)
         worker = Worker(store, queue, jobs, settings, queues=queues)
@@ -239,9 +241,9 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
 
 async def _relay(settings: Settings) -> None:
     _require(settings, "REDIS__URL")
-    dsn = _login(settings, settings.db.relay_dsn.get_secret_value())
+    name, dsn = _login(settings, "DB__RELAY_DSN")
     async with AsyncExitStack() as stack:
-        store = await _open_store(stack, settings, dsn)
+        store = await _open_store(stack, settings, name, dsn)
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         process = Relay(store, NewsLine(dsn), queue, settings)
@@ -249,8 +251,8 @@ async def _relay(settings: Settings) -> None:
         await process.run()
 
 
-async def _open_store(stack: AsyncExitStack, settings: Settings, dsn: str) -> Store:
-    await probe.postgres(dsn, PROBE_SECONDS)  # says in one line what is wrong, where a pool would time out
+async def _open_store(stack: AsyncExitStack, settings: Settings, name: str, dsn: str) -> Store:
+    await _reach_database(name, dsn)
     store = await open_store(
         dsn,
         pool_min=settings.db.pool_min,
@@ -260,6 +262,14 @@ async def _open_store(stack: AsyncExitStack, settings: Settings, dsn: str) -> St
     )
     stack.push_async_callback(store.close)
     return store
+
+
+async def _reach_database(name: str, dsn: str) -> None:
+    """Says in one line what is wrong, and with which setting, where a pool would time out."""
+    try:
+        await probe.postgres(dsn, PROBE_SECONDS)
+    except AppError as error:
+        raise AppError(error.code, f"{name}: {error.detail}") from None
 
 
 async def _open_embedder(stack: AsyncExitStack, settings: Settings, store: Store) -> Embedder:
@@ -296,16 +306,14 @@ def _models_check(stack: AsyncExitStack, settings: Settings) -> Check:
     stack.push_async_callback(client.aclose)
 
     async def check() -> None:
-        (await client.get("/healthz")).raise_for_status()
+        (await client.get("/readyz")).raise_for_status()  # 503 while the embedding model loads for the first time
 
     return check
 
 
-def _workdir(settings: Settings) -> Path:
-    """Where uploads and parses have their temporary files: on the home's disk, else the machine's own place."""
-    folder = home_of(settings) / "tmp" if settings.home else Path(tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _scratch(settings: Settings) -> Path:
+    """Where processes have their temporary folders: on the home's disk, else the machine's own place."""
+    return home_of(settings) / SCRATCH if settings.home else Path(tempfile.gettempdir())
 
 
 def _configure(settings: Settings, process: str) -> None:
@@ -319,16 +327,23 @@ def _configure(settings: Settings, process: str) -> None:
 def _require(settings: Settings, *names: str) -> None:
     """Raises SettingsError for the first of these that isn't set."""
     for name in names:
-        section, _, field = name.lower().partition("__")
-        value: Any = getattr(getattr(settings, section), field)
-        if not (value if isinstance(value, str) else value.get_secret_value()):
+        if not _value(settings, name):
             raise _missing(name)
 
 
-def _login(settings: Settings, own: str) -> str:
-    if not own:
-        _require(settings, "DB__DSN")
-    return own or settings.db.dsn.get_secret_value()
+def _value(settings: Settings, name: str) -> str:
+    """What the environment variable `name` sets."""
+    section, _, field = name.lower().partition("__")
+    value: Any = getattr(getattr(settings, section), field)
+    return value if isinstance(value, str) else value.get_secret_value()
+
+
+def _login(settings: Settings, name: str) -> tuple[str, str]:
+    """The setting that names this process's login, and the login: its own one, else DB__DSN."""
+    if own := _value(settings, name):
+        return name, own
+    _require(settings, "DB__DSN")
+    return "DB__DSN", settings.db.dsn.get_secret_value()
 
 
 def _missing(name: str) -> SettingsError:

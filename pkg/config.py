@@ -17,6 +17,9 @@ from pydantic_settings import BaseSettings, NestedSecretsSettingsSource, Pydanti
 from pkg.apperr import SettingsError
 
 MIN_SECRET = 32
+SCRATCH = "tmp"
+"""Folder of the home for temporary files."""
+LOCAL_EMBEDDING_DIM = 384
 DEFAULT_SECRETS = frozenset({"change-me", "changeme", "secret", "password", "dreamhub"})
 
 
@@ -85,10 +88,18 @@ class Ai(Section):
     api_key: SecretStr = SecretStr("")
     chat_model: str = ""
     embedding_model: str = ""
-    embedding_dim: int = Field(default=384, ge=8, le=16000)
+    embedding_dim: int = Field(default=LOCAL_EMBEDDING_DIM, ge=8, le=16000)
     vision_model: str = ""
     transcription_model: str = ""
     timeout_seconds: float = Field(default=60.0, gt=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("want http://host:port/v1 or https://host/v1")
+        return value
 
     @property
     def api_keys(self) -> tuple[str, ...]:
@@ -101,7 +112,8 @@ class Models(Section):
 
     url: str = ""
     threads: int = Field(default=0, ge=0, le=64, description="0: one for each core")
-    idle_seconds: float = Field(default=600.0, gt=0)
+    preload: bool = Field(default=True, description="load the embedding model at the start")
+    idle_seconds: float = Field(default=3600.0, gt=0)
     cache_dir: str = ""
 
 
@@ -226,6 +238,7 @@ def load(*, process: str = "server", **overrides: Any) -> Settings:
         raise SettingsError(_explain(error)) from None
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    _refuse_contradictory(settings.ai)
     if settings.env == "production":
         _refuse_unsafe(settings, PRODUCTION_NEEDS[process])
     return settings
@@ -278,6 +291,22 @@ def _fields_of(path: list[str]) -> list[str]:
 def weak_secret(value: str) -> bool:
     """True for a secret that is missing, short, or printed in some example."""
     return len(value) < MIN_SECRET or value.lower() in DEFAULT_SECRETS or value.lower().startswith("change")
+
+
+def _refuse_contradictory(ai: Ai) -> None:
+    """A model needs an endpoint to be called at, and the built-in model's vectors have one size only."""
+    lines = [
+        f"AI__{field.upper()} names a model, but AI__BASE_URL is not set; set it to the endpoint that serves the model"
+        for field in ("chat_model", "embedding_model", "vision_model", "transcription_model")
+        if getattr(ai, field) and not ai.base_url
+    ]
+    if not ai.embedding_model and ai.embedding_dim != LOCAL_EMBEDDING_DIM:
+        lines.append(
+            f"AI__EMBEDDING_DIM is {ai.embedding_dim}, but the built-in model has {LOCAL_EMBEDDING_DIM} dimensions;"
+            " unset it, or set AI__EMBEDDING_MODEL too"
+        )
+    if lines:
+        raise SettingsError("\n".join(lines))
 
 
 def _refuse_unsafe(settings: Settings, needed: frozenset[str]) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from dreamhub.embedded import DATABASE, SUPERUSER, Postgres
 from internal.repositories import migrate, probe
-from pkg.apperr import SettingsError
+from pkg.apperr import AppError, SettingsError
 from pkg.config import Settings
 
 DEFAULT_DATABASES = ("", "postgres", "template1")
@@ -38,13 +38,18 @@ async def prepare_embedded(postgres: Postgres, passwords: dict[str, str]) -> Non
 async def of_external(settings: Settings, passwords: dict[str, str]) -> Databases:
     """URLs on the server that `DB__DSN` names.
 
-    A superuser's login serves to make the roles; otherwise they must be there and be named. Raises SettingsError.
+    A superuser's login serves to make the roles; otherwise they must be there and be named. Raises SettingsError, and
+    AppError where nothing answers.
     """
-    dsn = settings.db.bootstrap_dsn.get_secret_value() or settings.db.dsn.get_secret_value()
-    facts = await probe.postgres(dsn, settings.db.timeout_seconds)
+    name = "DB__BOOTSTRAP_DSN" if settings.db.bootstrap_dsn else "DB__DSN"
+    dsn = (settings.db.bootstrap_dsn or settings.db.dsn).get_secret_value()
+    try:
+        facts = await probe.postgres(dsn, settings.db.timeout_seconds)
+    except AppError as error:
+        raise AppError(error.code, f"{name}: {error.detail}; check host, port, role, password and database") from None
     if facts.superuser:
-        name = urlsplit(dsn).path.lstrip("/")
-        database = DATABASE if name in DEFAULT_DATABASES else unquote(name)
+        path = urlsplit(dsn).path.lstrip("/")
+        database = DATABASE if path in DEFAULT_DATABASES else unquote(path)
         await migrate.bootstrap(dsn, _login_passwords(passwords), database=database)
         return Databases(**{field: _as_role(dsn, role, passwords[role], database) for field, role in _roles()})
     named = {

@@ -14,16 +14,19 @@ import httpx
 import msgspec
 
 from dreamhub.running import settings_of_running
+from internal.app import space_of
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
+from internal.providers.embeddings import OpenAIEmbeddings
 from internal.providers.local_models import model_client
 from internal.repositories import migrate, probe
 from pkg import config
 from pkg.apperr import AppError, Code, SettingsError
-from pkg.config import Settings
+from pkg.config import LOCAL_EMBEDDING_DIM, Settings
 
 TIMEOUT_SECONDS = 5.0
+EMBEDDING_SECONDS = 30.0  # an endpoint on this machine may have to load its model
 GIB = 2**30
 LITTLE_SPACE, TOO_LITTLE_SPACE = 10 * GIB, 1 * GIB
 START = "start everything on this machine with `dreamhub up`"
@@ -82,6 +85,7 @@ async def examine(home: Path | None) -> AsyncIterator[Finding]:
         _blobs,
         _models,
         _endpoint,
+        _embeddings,
         _clamd,
         _sandbox,
     )
@@ -203,9 +207,12 @@ async def _models(settings: Settings) -> list[Finding]:
         ]
     try:
         async with model_client(url, timeout=TIMEOUT_SECONDS) as client:
-            answer = await client.get("/healthz")
+            answer = await client.get("/readyz")
     except httpx.HTTPError as error:
         return [Finding(Level.FAIL, "Local models", str(error) or type(error).__name__, "start `dreamhub models`")]
+    if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        text = "the embedding model is not loaded yet"
+        return [Finding(Level.WARN, "Local models", text, "wait some seconds, then see the log of `dreamhub models`")]
     if answer.status_code != HTTPStatus.OK:
         return [
             Finding(Level.FAIL, "Local models", f"answers {answer.status_code}", "see the log of `dreamhub models`")
@@ -229,6 +236,24 @@ async def _endpoint(settings: Settings) -> list[Finding]:
         text = f"{settings.ai.base_url} answers {answer.status_code} to a list of its models"
         return [Finding(Level.WARN, "Chat model", text, "some endpoints have no such list; try a chat")]
     return [Finding(Level.OK, "Chat model", settings.ai.base_url)]
+
+
+async def _embeddings(settings: Settings) -> list[Finding]:
+    """Embeds one word, which shows the model's name, the key and the dimension to be right."""
+    if not settings.ai.embedding_model:
+        return [Finding(Level.OK, "Embeddings", f"by the built-in model, {LOCAL_EMBEDDING_DIM} dimensions")]
+    provider = OpenAIEmbeddings(settings.ai, space_of(settings))
+    try:
+        async with asyncio.timeout(EMBEDDING_SECONDS):
+            await provider.embed(["word"], kind="query", lane="interactive")
+    except (AppError, TimeoutError) as error:
+        text = error.detail if isinstance(error, AppError) else f"no answer in {EMBEDDING_SECONDS:.0f} s"
+        remedy = "check AI__BASE_URL, AI__API_KEY, AI__EMBEDDING_MODEL and AI__EMBEDDING_DIM"
+        return [Finding(Level.FAIL, "Embeddings", text, remedy)]
+    finally:
+        await provider.close()
+    text = f"{settings.ai.embedding_model}, {settings.ai.embedding_dim} dimensions"
+    return [Finding(Level.OK, "Embeddings", text)]
 
 
 async def _clamd(settings: Settings) -> list[Finding]:

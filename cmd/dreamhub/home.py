@@ -10,6 +10,8 @@ import msgspec
 
 from dreamhub.errors import StartError
 from dreamhub.processes import Record
+from pkg.config import SCRATCH
+from pkg.workdir import sweep
 
 PRIVATE = 0o600
 
@@ -44,6 +46,7 @@ class Home:
         self.run = root / "run"
         self.blobs = root / "blobs"
         self.models = root / "models"
+        self.scratch = root / SCRATCH
         self.up_file = root / "up.json"
         self._secrets_file = root / "secrets.json"
         self._pids_file = self.run / "pids.json"
@@ -85,6 +88,10 @@ class Home:
     def publish(self, value: Any) -> None:
         """Writes `up.json`."""
         write_private(self.up_file, value)
+
+    def empty_scratch(self) -> None:
+        """Removes every temporary file but those of processes that live, such as a worker that was started by hand."""
+        sweep(self.scratch)
 
     def has_secrets(self) -> bool:
         """False for a home that was never started."""

@@ -74,10 +74,12 @@ class Roles:
         return _command("migrate"), self._service | {"DB__DSN": databases.app, "DB__OWNER_DSN": databases.owner}
 
     def models(self) -> Spec:
-        """The local models; sees neither database nor credentials."""
+        """The local models; sees neither database nor credentials. Embeds only where no other model is named."""
         address = self._addresses.models_url
         environment = {name: v for name, v in self._common.items() if not name.upper().startswith(NOT_FOR_MODELS)}
-        return self._spec("models", environment, stop_seconds=5.0, ready=lambda: _answers(address, "/healthz"))
+        if self._settings.ai.embedding_model:
+            environment["MODELS__PRELOAD"] = "false"
+        return self._spec("models", environment, stop_seconds=5.0, ready=lambda: _answers(address, "/readyz"))
 
     def server(self) -> Spec:
         """The API."""

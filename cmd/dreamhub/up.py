@@ -28,7 +28,7 @@ from pkg.version import version
 POSTGRES_SECONDS = 120.0  # recovery after a crash included
 REDIS_SECONDS = 15.0
 MODELS_SECONDS = 120.0
-SERVER_SECONDS = 60.0
+SERVER_SECONDS = 120.0  # it is ready when the models are
 MIGRATE_SECONDS = 600.0
 REQUEST_SECONDS = 30.0
 STOP_ORDER = (("server",), ("worker", "relay"), ("models",), ("redis",), ("postgres",))
@@ -106,6 +106,7 @@ class Up:
             self._home.up_file.unlink(missing_ok=True)
             await self._supervisor.stop(*STOP_ORDER)
             self._home.record_processes({})
+            self._home.empty_scratch()  # a process that had to be killed could not do it
         self._console.say("Stopped.")
         return 0
 
@@ -113,6 +114,7 @@ class Up:
         began = time.monotonic()
         self._home.up_file.unlink(missing_ok=True)
         self._end_orphans()
+        await asyncio.to_thread(self._home.empty_scratch)
         host, port = self._settings.server.host, self._settings.server.port or free_port(self._settings.server.host)
         if problem := listen_problem(host, port):
             raise StartError(f"port {port} on {host} {problem}; choose another with --port N (0 picks a free one)")

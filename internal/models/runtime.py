@@ -26,6 +26,8 @@ BOUNDS = {
     # Each holds its picture of up to 100 MB in memory.
     OCR: Bound(8, 5.0),
 }
+OCR_IDLE_SECONDS = 600.0
+"""Pages come from uploads, where nobody waits for the half second that loading takes; searches come at any time."""
 SLICE = 128
 """Texts that are tokenized in one go, so that callers take turns."""
 INLINE_CHARACTERS = 8192
@@ -65,7 +67,14 @@ class Runtime:
         self._ocr_thread = ThreadPoolExecutor(1, thread_name_prefix="ocr", initializer=ocr.lower_priority)
         idle = settings.models.idle_seconds
         self._embedding = OnDemand("embedding", self._load_embedder, LoadedEmbedder.close, idle_seconds=idle)
-        self._ocr = OnDemand("ocr", self._load_reader, _release_reader, idle_seconds=idle, executor=self._ocr_thread)
+        self._ocr = OnDemand(
+            "ocr",
+            self._load_reader,
+            _release_reader,
+            idle_seconds=min(idle, OCR_IDLE_SECONDS),
+            executor=self._ocr_thread,
+        )
+        self._preloading = settings.models.preload
         for queue in BOUNDS:
             metrics.watch_depth(queue, lambda queue=queue: self.depths[queue])
         metrics.watch_loaded("embedding", lambda: self._embedding.loaded)
@@ -81,8 +90,13 @@ class Runtime:
         """Which models are in memory."""
         return {"embedding": self._embedding.loaded, "ocr": self._ocr.loaded}
 
+    @property
+    def ready(self) -> bool:
+        """False until the embedding model that is to be loaded at the start is there; later loads are waited for."""
+        return not self._preloading
+
     async def preload(self) -> None:
-        """Loads the embedding model before anyone asks."""
+        """Loads the embedding model before anyone asks. Raises `model.unavailable`."""
         async with self._embedding.use():
             pass
 
@@ -120,7 +134,7 @@ class Runtime:
             return await asyncio.get_running_loop().run_in_executor(self._ocr_thread, self._read, reader, data)
 
     async def release_idle(self) -> None:
-        """Lets go of the models that nobody used for `models.idle_seconds`."""
+        """Lets go of the models that nobody used for `models.idle_seconds`, or OCR_IDLE_SECONDS where that is less."""
         for model in (self._embedding, self._ocr):
             await model.release_if_idle()
 
@@ -152,6 +166,7 @@ class Runtime:
         shapes = lanes(self._threads)
         replicas = sum(shape.threads for shape in shapes.values())
         embedder = embedding.load(self._cache_dir(), replicas=replicas)
+        self._preloading = False
         return LoadedEmbedder(embedder, Batcher(embedder.forward, shapes))
 
     def _load_reader(self) -> ocr.Reader:

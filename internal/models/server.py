@@ -17,7 +17,7 @@ from internal.models.batching import Lane
 from internal.models.embedding import DIMENSION, Kind
 from internal.models.listener import address, listening
 from internal.models.metrics import Metrics, rss_bytes
-from internal.models.runtime import Runtime
+from internal.models.runtime import OCR_IDLE_SECONDS, Runtime
 from internal.models.weights import FORMAT, NAME, SOURCE_SHA256
 from pkg import logger
 from pkg.apperr import AppError, Code
@@ -32,6 +32,7 @@ KEEP_ALIVE_SECONDS = 120
 DRAIN_SECONDS = 30
 IDLE_CHECKS = 4
 """How often the idle time is looked at within its length."""
+PRELOAD_AGAIN_SECONDS = 10.0
 INLINE_VECTORS = 16
 CLIENT_GONE = 499
 
@@ -43,8 +44,8 @@ class ClientGoneError(Exception):
     """The caller closed the connection before its answer was ready."""
 
 
-def app(settings: Settings, *, preload: bool = False) -> Litestar:
-    """The application; `preload` loads the embedding model at the start instead of at its first use."""
+def app(settings: Settings) -> Litestar:
+    """The application. With `models.preload` the embedding model loads as soon as it listens, not at its first use."""
     metrics = Metrics()
     runtime = Runtime(settings, metrics)
 
@@ -52,7 +53,7 @@ def app(settings: Settings, *, preload: bool = False) -> Litestar:
     async def lifespan(_app: Litestar) -> AsyncGenerator[None]:
         async with asyncio.TaskGroup() as background:
             watch = background.create_task(_release_when_idle(runtime, settings.models.idle_seconds))
-            loading = background.create_task(_preload(runtime)) if preload else None
+            loading = background.create_task(_preload(runtime)) if settings.models.preload else None
             yield
             watch.cancel()
             if loading:
@@ -60,7 +61,7 @@ def app(settings: Settings, *, preload: bool = False) -> Litestar:
         await runtime.close()
 
     return Litestar(
-        route_handlers=[embeddings, tokenize, read_picture, models, healthz, render_metrics],
+        route_handlers=[embeddings, tokenize, read_picture, models, healthz, readyz, render_metrics],
         lifespan=[lifespan],
         state=State({"runtime": runtime, "metrics": metrics}),
         openapi_config=None,
@@ -75,12 +76,12 @@ def app(settings: Settings, *, preload: bool = False) -> Litestar:
     )
 
 
-def run(settings: Settings, *, preload: bool = False) -> None:
+def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, finishes what is in flight, and returns. Raises SettingsError."""
     url = address(settings)
     with listening(url) as bound, _quiet_signals():
         config = uvicorn.Config(
-            app(settings, preload=preload),
+            app(settings),
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -138,6 +139,14 @@ async def healthz(state: State) -> Response[bytes]:
     return _json(wire.HealthOut("ok", runtime.loaded, rss_bytes(), runtime.depths))
 
 
+@get("/readyz")
+async def readyz(state: State) -> Response[bytes]:
+    """503 while the embedding model loads for the first time; whoever asks for vectors then is answered after it."""
+    runtime: Runtime = state.runtime
+    body = wire.ReadyOut("ok" if runtime.ready else "loading")
+    return Response(msgspec.json.encode(body), status_code=200 if runtime.ready else 503, media_type=MediaType.JSON)
+
+
 @get("/metrics")
 async def render_metrics(state: State) -> Response[bytes]:
     """Prometheus's text format."""
@@ -177,16 +186,19 @@ async def _gone(request: Call) -> None:
 
 async def _release_when_idle(runtime: Runtime, idle_seconds: float) -> None:
     while True:
-        await asyncio.sleep(idle_seconds / IDLE_CHECKS)
+        await asyncio.sleep(min(idle_seconds, OCR_IDLE_SECONDS) / IDLE_CHECKS)
         await runtime.release_idle()
 
 
 async def _preload(runtime: Runtime) -> None:
-    try:
-        await runtime.preload()
-    except AppError as error:
-        # The first request tries again and tells its caller.
-        logger.get("models").error("embedding model not loaded", detail=error.detail)
+    """Tries until it succeeds: a full disk may be cleared, and nobody asks a process that isn't ready."""
+    while not runtime.ready:
+        try:
+            await runtime.preload()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the other models go on
+            detail = error.detail if isinstance(error, AppError) else repr(error)
+            logger.get("models").error("embedding model not loaded", detail=detail, again_in=PRELOAD_AGAIN_SECONDS)
+            await asyncio.sleep(PRELOAD_AGAIN_SECONDS)
 
 
 @contextmanager

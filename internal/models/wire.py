@@ -106,6 +106,12 @@ class HealthOut(msgspec.Struct, frozen=True):
     queues: dict[str, int]
 
 
+class ReadyOut(msgspec.Struct, frozen=True):
+    """`GET /readyz`: `ok` or `loading`."""
+
+    status: str
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
     """OpenAI's error."""
 

@@ -14,12 +14,14 @@ MIN_FLOWING = 40  # characters of a Chinese paragraph that may flow over a page;
 MAX_FLOWING = 20_000
 SENTENCE_ENDS = tuple(".!?:;。！？：；…”」』")
 CELL = " | "
+BLOCK_BYTES = 32
+"""What a block takes in the result beside its text: names of fields, kind and place."""
 
 
 class Outline:
     """Where parsers write what they find. Every text is cleaned here and nowhere else.
 
-    `max_bytes` bounds the UTF-8 size of all text; more raises FILE_TOO_COMPLEX.
+    `max_bytes` bounds the size of the result, text in UTF-8; more raises FILE_TOO_COMPLEX.
     """
 
     def __init__(self, *, max_bytes: int = 64 << 20) -> None:
@@ -29,7 +31,9 @@ class Outline:
         self.images: list[PageImage] = []
         self._blocks: list[Block] = []
         self._path: list[tuple[int, str]] = []
-        self._left = max_bytes
+        self._heading: str | None = None
+        self._place = Location()
+        self._max_bytes = self._left = max_bytes
 
     def heading(self, text: str, level: int) -> None:
         """A heading of level 1 to 6; what follows stands under it."""
@@ -40,13 +44,16 @@ class Outline:
             self.text(text)
             return
         level = min(max(level, 1), 6)
-        self._path = [item for item in self._path if item[0] < level]
-        self._path.append((level, text))
+        self._enter([*(item for item in self._path if item[0] < level), (level, text)])
         self._add("heading", text, level=level)
 
     def leave_sections(self) -> None:
         """What follows stands under no heading (a new part of the file)."""
-        self._path = []
+        self._enter([])
+
+    def _enter(self, path: list[tuple[int, str]]) -> None:
+        self._path = path
+        self._heading = " > ".join(heading for _, heading in path) or None
 
     def text(
         self, text: str, kind: BlockKind = "paragraph", box: tuple[float, float, float, float] | None = None
@@ -68,7 +75,7 @@ class Outline:
         """Adds to the paragraph written last, which keeps its place."""
         last = self._blocks.pop()
         joined = flow(join_lines(last.text, text))
-        self._left += len(last.text.encode())
+        self._left += self._cost(last.text, last.header)
         self._add("paragraph", joined, box=last.location.box)
         self._blocks[-1] = msgspec.structs.replace(self._blocks[-1], location=last.location)
 
@@ -121,12 +128,24 @@ class Outline:
         header: str | None = None,
         box: tuple[float, float, float, float] | None = None,
     ) -> None:
-        self._left -= len(text.encode())
+        self._left -= self._cost(text, header)
         if self._left < 0:
-            raise AppError(Code.FILE_TOO_COMPLEX, "The file holds more text than is allowed; split it into parts.")
-        path = " > ".join(heading for _, heading in self._path) or None
-        location = Location(page=self.page, heading=path, box=box)
-        self._blocks.append(Block(kind=kind, text=text, location=location, level=level, header=header))
+            raise AppError(
+                Code.FILE_TOO_COMPLEX,
+                f"The file holds more than {self._max_bytes >> 20} MB of text with its headings and rows,"
+                " the most that is read from one file; split it into parts.",
+            )
+        self._blocks.append(Block(kind=kind, text=text, location=self._location(box), level=level, header=header))
+
+    def _cost(self, text: str, header: str | None) -> int:
+        """Bytes of a block in the result; millions of short lines are mostly the second part."""
+        return len(text.encode()) + BLOCK_BYTES + len(header or "") + len(self._heading or "")
+
+    def _location(self, box: tuple[float, float, float, float] | None) -> Location:
+        """One object for all blocks of a section of a page: a large file has millions of blocks."""
+        if self._place.page != self.page or self._place.heading != self._heading:
+            self._place = Location(page=self.page, heading=self._heading)
+        return self._place if box is None else Location(page=self.page, heading=self._heading, box=box)
 
 
 def row_text(cells: Sequence[str]) -> str:

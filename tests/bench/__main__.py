@@ -51,7 +51,7 @@ def bench(parts: list[Part], *, quick: bool) -> tuple[list[Ratio], list[str]]:
     with ExitStack() as stack:
         product: Installation | None = None
         for part in parts:
-            flags = list(part.quick or ()) if quick else []
+            flags = list(part.quick or () if quick else part.usual)
             if part.address:
                 product = product or stack.enter_context(borrowed(None))
                 flags += part.address(product)

@@ -18,12 +18,13 @@ WHILE_READING = re.compile(r"idle: ([\d.]+) ×")
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One program; `quick` are its flags for a short run, None where it has no short run."""
+    """One program; `quick` are its flags for a short run, None where it has none, `usual` those for any other."""
 
     name: str
     quick: tuple[str, ...] | None
     read: Callable[[str], list[Ratio]]
     address: Callable[[Installation], Sequence[str]] | None = None
+    usual: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -98,7 +99,12 @@ def _urls(installation: Installation) -> Sequence[str]:
 PARTS = (
     Part("search", ("--passages", "4000", "--tenants", "20", "--queries", "30"), read_search),
     Part("http", ("--passages", "1500", "--rounds", "2", "--seconds", "1"), read_lines, _home),
-    Part("bulk_write", ("--rows", "1000", "--rounds", "1", "--indexed-rows", "500"), read_bulk_write),
+    Part(
+        "bulk_write",
+        ("--rows", "1000", "--rounds", "1", "--indexed-rows", "500"),
+        read_bulk_write,
+        usual=("--rows", "10000", "--rounds", "7"),
+    ),
     Part("dispatch", (), read_dispatch),
     Part("upload", ("--pages", "60"), read_upload, _urls),
     Part("models", None, read_models),

@@ -65,6 +65,16 @@ def finish(running: Product) -> None:
     assert product.stop(running.process) == 0
     assert not (running.home / "up.json").exists()
     assert of_home(running.home) == []
+    assert list((running.home / "tmp").iterdir()) == []
+
+
+def loaded(running: Product) -> bool:
+    """Whether the embedding model is in memory, so that the first search is as fast as any."""
+    url = str(running.up["models_url"])
+    transport = httpx.HTTPTransport(uds=url.removeprefix("unix:")) if url.startswith("unix:") else None
+    with httpx.Client(transport=transport, trust_env=False) as client:
+        health = client.get("http://models/healthz" if transport else f"{url}/healthz").json()
+    return bool(health["loaded"]["embedding"])
 
 
 def begin(home: Path, *flags: str, **environment: str) -> Product:
@@ -81,13 +91,17 @@ def test_start_crashes_take_over_and_stop(folder: Path) -> None:
     assert set(pids(running)) == ROLES
     assert len(pids(running)["worker"]) == 2
     assert all(psutil.pid_exists(pid) for group in pids(running).values() for pid in group)
+    assert loaded(running)
     document = upload_one(running)
     me = running.client().get("/api/v1/me").json()
 
-    # One child dies: it alone is replaced, and up.json says so.
+    # One child dies: it alone is replaced, and up.json says so. What it held in plain text is gone.
     before = pids(running)
+    (left,) = (running.home / "tmp").glob(f"dreamhub-worker-{before['worker'][0]}-*")
+    (left / "source").write_text("part of an upload")
     os.kill(before["worker"][0], signal.SIGKILL)
     until(lambda: pids(running)["worker"][0] != before["worker"][0])
+    until(lambda: not left.exists())
     assert {role: now for role, now in pids(running).items() if role != "worker"} == {
         role: then for role, then in before.items() if role != "worker"
     }
@@ -110,8 +124,11 @@ def test_start_crashes_take_over_and_stop(folder: Path) -> None:
         if psutil.pid_exists(process.pid):
             process.kill()
     running.process.wait(10)
+    assert list((running.home / "tmp").iterdir())
     up_file.unlink()  # else the wait below would be for the dead one's
     again = begin(running.home)
+    assert {path.name.split("-")[1] for path in (running.home / "tmp").iterdir()} == {"server", "worker"}
+    assert len(list((running.home / "tmp").iterdir())) == 2
     assert again.client().get("/api/v1/me").json() == me
     assert again.client().get(f"/api/v1/documents/{document}").json()["id"] == document
     finish(again)

@@ -1,6 +1,10 @@
 """Which login each process gets where `DB__DSN` names a server of one's own."""
 
+import os
 import secrets
+import subprocess
+import sys
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -62,6 +66,37 @@ async def test_an_ordinary_login_needs_the_others_named(database: Database, monk
 
 async def test_a_server_that_is_not_there_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB__DSN", "postgresql://someone:hidden@127.0.0.1:1/x")
-    with pytest.raises(AppError, match="no login to PostgreSQL") as raised:
+    with pytest.raises(AppError, match=r"DB__DSN: no login to PostgreSQL: .*; check host, port, role") as raised:
         await of_external(config.load(), {})
     assert "hidden" not in str(raised.value)
+    monkeypatch.setenv("DB__BOOTSTRAP_DSN", "postgresql://postgres:hidden@127.0.0.1:1/x")
+    with pytest.raises(AppError, match="DB__BOOTSTRAP_DSN: no login to PostgreSQL"):
+        await of_external(config.load(), {})
+
+
+@pytest.mark.parametrize(
+    ("role", "name"), [("work", "DB__WORKER_DSN"), ("relay", "DB__RELAY_DSN"), ("migrate", "DB__OWNER_DSN")]
+)
+def test_each_process_names_the_login_that_fails(
+    role: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting, value in {
+        "DREAMHUB_HOME": str(tmp_path),
+        "REDIS__URL": "redis://127.0.0.1:1",
+        "BLOBS__URL": tmp_path.as_uri(),
+        "MODELS__URL": "http://127.0.0.1:1",
+        name: "postgresql://someone:hidden@127.0.0.1:1/x",
+    }.items():
+        monkeypatch.setenv(setting, value)
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-m", "dreamhub", role],
+        env={**os.environ, "PYTHONPATH": f"{root / 'cmd'}:{root}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert f"dreamhub: {name}: no login to PostgreSQL" in ended.stderr
+    assert "hidden" not in ended.stderr

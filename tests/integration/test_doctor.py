@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from dreamhub.doctor import Finding, Level, examine
+from tests.fakes.openai_server import running_fake
 from tests.servers import Database
+
+DIMENSION = 32
 
 
 async def report(home: Path) -> dict[str, Finding]:
@@ -64,6 +67,22 @@ async def test_servers_that_are_down_are_all_told_and_no_password_is(
         assert found[subject].level is Level.FAIL, found[subject]
         assert found[subject].remedy
         assert "hidden" not in found[subject].text
+
+
+async def test_the_embedding_model_is_asked_for_a_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await report(tmp_path))["Embeddings"].level is Level.OK
+    async with running_fake(dimension=DIMENSION) as fake:
+        monkeypatch.setenv("AI__BASE_URL", fake.base_url)
+        monkeypatch.setenv("AI__EMBEDDING_MODEL", "fake-embedding")
+        monkeypatch.setenv("AI__EMBEDDING_DIM", str(DIMENSION))
+        assert (await report(tmp_path))["Embeddings"] == Finding(
+            Level.OK, "Embeddings", f"fake-embedding, {DIMENSION} dimensions"
+        )
+        monkeypatch.setenv("AI__EMBEDDING_DIM", str(DIMENSION + 1))
+        wrong = (await report(tmp_path))["Embeddings"]
+    assert wrong.level is Level.FAIL
+    assert f"sends {DIMENSION} dimensions where" in wrong.text
+    assert "AI__EMBEDDING_DIM" in wrong.remedy
 
 
 async def test_a_wrong_setting_ends_the_report_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ SERVE = """
 import sys
 from internal.models.server import run
 from pkg import config
-run(config.load(DREAMHUB_HOME=sys.argv[1], models={"cache_dir": sys.argv[2], "idle_seconds": float(sys.argv[3])}))
+models = {"cache_dir": sys.argv[2], "idle_seconds": float(sys.argv[3]), "preload": sys.argv[4] == "preload"}
+run(config.load(DREAMHUB_HOME=sys.argv[1], models=models))
 """
 
 
@@ -54,8 +55,8 @@ class Server:
 
 
 @contextmanager
-def running(home: Path, cache: Path, *, idle_seconds: float = 600.0) -> Generator[Server]:
-    arguments = [sys.executable, "-c", SERVE, str(home), str(cache), str(idle_seconds)]
+def running(home: Path, cache: Path, *, idle_seconds: float = 600.0, preload: bool = False) -> Generator[Server]:
+    arguments = [sys.executable, "-c", SERVE, str(home), str(cache), str(idle_seconds), "preload" if preload else ""]
     environment = {name: value for name, value in os.environ.items() if "__" not in name}
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment)
     server = Server(process, home / "run" / "models.sock")
@@ -286,7 +287,7 @@ def test_socket_is_the_owners_alone(server: Server) -> None:
 def test_second_process_on_a_socket_is_refused(server: Server, cache: Path) -> None:
     home = server.path.parents[1]
     second = subprocess.run(
-        [sys.executable, "-c", SERVE, str(home), str(cache), "600"],
+        [sys.executable, "-c", SERVE, str(home), str(cache), "600", ""],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -318,6 +319,19 @@ def test_memory_is_released_when_idle_and_the_model_comes_back(
         assert server.http.post(path, content=body).status_code == 200
 
 
+def test_the_embedding_model_is_made_and_loaded_before_anyone_asks(tmp_path: Path) -> None:
+    with running(tmp_path, tmp_path / "cache", preload=True) as server:
+        first = server.http.get("/readyz")  # it listens at once, long before the weights are converted
+        assert (first.status_code, first.json()) == (503, {"status": "loading"})
+        assert embed(server, "a caller who comes too early waits").status_code == 200
+        until(lambda: server.http.get("/readyz").status_code == 200)
+        assert server.health()["loaded"]["embedding"]
+
+
+def test_ready_is_told_at_once_where_nothing_is_preloaded(server: Server) -> None:
+    assert server.http.get("/readyz").json() == {"status": "ok"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_finishes_what_is_in_flight(tmp_path: Path, cache: Path, number: int) -> None:
     with running(tmp_path, cache) as server, ThreadPoolExecutor(1) as pool:
@@ -341,8 +355,8 @@ def test_socket_left_by_a_crash_is_taken_over(tmp_path: Path, cache: Path) -> No
 def test_port_is_served_too(tmp_path: Path, cache: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    code = SERVE.replace("models={", f'models={{"url": "http://127.0.0.1:{port}", ')
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(cache), "600"], cwd=ROOT)
+    code = SERVE.replace("models = {", f'models = {{"url": "http://127.0.0.1:{port}", ')
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(cache), "600", ""], cwd=ROOT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
 
