@@ -118,7 +118,12 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             health=HealthService(checks),
             tenants=TenantService(store, passwords, platform_token=settings.auth.platform_token.get_secret_value()),
             sessions=SessionService(
-                store, passwords, tokens, RateLimiter(cache, FAILURES), refresh_days=settings.auth.refresh_days
+                store,
+                passwords,
+                tokens,
+                RateLimiter(cache, FAILURES),
+                authenticator,
+                refresh_days=settings.auth.refresh_days,
             ),
             api_keys=ApiKeyService(store, authenticator),
             members=MemberService(store, passwords, authenticator),

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from pkg import logger
 
-PREFIX = "dreamhub-"
+PREFIX = "dreamhub-scratch-"
+"""Nothing else is ever removed: the root may be the machine's own folder, or one where somebody keeps other things."""
 
 
 @contextmanager
 def workdir(root: Path, process: str) -> Generator[Path]:
     """A new private folder in `root` for the block; the folders of dead processes are removed first."""
     root.mkdir(parents=True, exist_ok=True)
-    sweep(root, f"{PREFIX}*")
+    sweep(root)
     folder, lock = _make(root, f"{PREFIX}{process}-{os.getpid()}-")
     try:
         yield folder
@@ -30,9 +31,9 @@ def workdir(root: Path, process: str) -> Generator[Path]:
         os.close(lock)
 
 
-def sweep(root: Path, pattern: str = "*") -> None:
-    """Removes what matches `pattern` in `root`, except folders of living processes and what belongs to another user."""
-    for path in root.glob(pattern):
+def sweep(root: Path) -> None:
+    """Removes what dead processes left in `root`; what lives, isn't ours, or belongs to another user stays."""
+    for path in root.glob(f"{PREFIX}*"):
         try:
             if not path.is_dir() or path.is_symlink():
                 path.unlink(missing_ok=True)

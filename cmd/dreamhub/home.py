@@ -90,7 +90,7 @@ class Home:
         write_private(self.up_file, value)
 
     def empty_scratch(self) -> None:
-        """Removes every temporary file but those of processes that live, such as a worker that was started by hand."""
+        """Removes what killed processes left, and nothing else: a home may be a folder in which somebody has a tmp/."""
         sweep(self.scratch)
 
     def has_secrets(self) -> bool:

@@ -132,7 +132,6 @@ PROVIDED = (
 def create_api(api: Api) -> ASGIApp:
     """The ASGI application: observed on the outside, admitted by one guard, with every error a problem."""
     replays = Replays(api.idempotency)
-    api.sessions.when_ended(api.authenticator.forget)
     app = Litestar(
         ROUTES,
         guards=[Admission(api.authenticator, api.limiter), refuse_unknown_parameters],

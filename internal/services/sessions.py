@@ -2,7 +2,6 @@
 
 import base64
 import secrets
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from internal.entities.ids import new_id
 from internal.repositories.cache import visitor_key
 from internal.repositories.store import Store, Tx
 from internal.services.access_tokens import AccessTokens
-from internal.services.authentication import digest_of
+from internal.services.authentication import Authenticator, digest_of
 from internal.services.passwords import Passwords
 from internal.services.rate_limits import Limit, RateLimiter
 from pkg import logger
@@ -28,19 +27,22 @@ class SessionService:
     """The rules of sign-in, refresh and sign-out."""
 
     def __init__(
-        self, store: Store, passwords: Passwords, tokens: AccessTokens, failures: RateLimiter, *, refresh_days: int
+        self,
+        store: Store,
+        passwords: Passwords,
+        tokens: AccessTokens,
+        failures: RateLimiter,
+        authenticator: Authenticator,
+        *,
+        refresh_days: int,
     ) -> None:
         self._store = store
         self._passwords = passwords
         self._tokens = tokens
         self._failures = failures
+        self._authenticator = authenticator
         self._lives = timedelta(days=refresh_days)
-        self._listeners: list[Callable[[], None]] = []
         self._log = logger.get("sessions")
-
-    def when_ended(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` after each end of a sign-in, so that nobody goes on remembering its access tokens."""
-        self._listeners.append(listener)
 
     async def sign_in(self, visitor: Visitor, email: str, password: str, tenant_id: UUID | None) -> TokenPair:
         """Raises AUTH_BAD_CREDENTIALS, AUTH_TENANT_REQUIRED (after a right password only), RATE_LIMITED."""
@@ -75,7 +77,7 @@ class SessionService:
             if family is not None and await tx.identity.role() is not None:
                 return await self._issue(tx, ctx, family=family)
             ended = await tx.identity.revoke_family(digest_of(token))
-        self._tell()
+        self._authenticator.forget()
         if ended:
             self._log.warning("a used refresh token came back; its sign-in was ended", user=str(ctx.user_id))
         raise _ended()
@@ -88,11 +90,7 @@ class SessionService:
         ctx = _read(visitor, token)
         async with self._store.tenant(ctx) as tx:
             await tx.identity.revoke_family(digest_of(token))
-        self._tell()
-
-    def _tell(self) -> None:
-        for listener in self._listeners:
-            listener()
+        self._authenticator.forget()
 
     async def _matching(self, candidates: list[SignIn], password: str) -> list[SignIn]:
         """The tenants where this is the password; an unknown address costs as much as a known one."""

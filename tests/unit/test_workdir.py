@@ -69,15 +69,17 @@ def test_a_clean_end_leaves_nothing(tmp_path: Path, begin: Begin) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_leaves_what_isn_t_ours_and_a_sweep_of_everything_doesn_t(tmp_path: Path, begin: Begin) -> None:
+def test_nothing_but_the_folders_of_dead_processes_is_removed(tmp_path: Path, begin: Begin) -> None:
+    """The root may be the machine's own temporary folder, or somebody's."""
     _living, kept = begin()
-    (tmp_path / "upload-abc").write_text("from an older program")
-    (tmp_path / "ingest-abc").mkdir()
-    (tmp_path / "ingest-abc" / "source").write_text("likewise")
+    (tmp_path / "dreamhub-home").mkdir()
+    (tmp_path / "dreamhub-home" / "secrets.json").write_text("of an installation")
+    (tmp_path / "letter").write_text("of somebody else")
     with workdir(tmp_path, "server"):
-        assert (tmp_path / "upload-abc").exists()
+        pass
     sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == [kept]
+    assert {path.name for path in tmp_path.iterdir()} == {"dreamhub-home", "letter", kept.name}
+    assert (tmp_path / "dreamhub-home" / "secrets.json").exists()
 
 
 def test_a_link_is_removed_and_what_it_points_to_is_not(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_a_link_is_removed_and_what_it_points_to_is_not(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "file").touch()
     root = tmp_path / "root"
     root.mkdir()
-    (root / "dreamhub-link").symlink_to(tmp_path / "elsewhere")
+    (root / "dreamhub-scratch-link").symlink_to(tmp_path / "elsewhere")
     with workdir(root, "worker"):
-        assert not (root / "dreamhub-link").is_symlink()
+        assert not (root / "dreamhub-scratch-link").is_symlink()
     assert (tmp_path / "elsewhere" / "file").exists()
