@@ -177,7 +177,7 @@ def migrate(settings: Settings) -> None:
     _configure(settings, "migrate")
     if not settings.db.owner_dsn and not settings.db.dsn:
         raise _missing("DB__OWNER_DSN")
-    _run(_migrate(*_login(settings, "DB__OWNER_DSN"), space_of(settings)))
+    _run(_migrate(*_login(settings, "DB__OWNER_DSN"), space_of(settings), settings.tasks.max_retries))
 
 
 def openapi() -> dict[str, Any]:
@@ -185,9 +185,9 @@ def openapi() -> dict[str, Any]:
     return openapi_document(version())
 
 
-async def _migrate(name: str, dsn: str, space: Space) -> None:
+async def _migrate(name: str, dsn: str, space: Space, max_retries: int) -> None:
     await _reach_database(name, dsn)
-    applied = await migrations.migrate(dsn, space)
+    applied = await migrations.migrate(dsn, space, max_retries=max_retries)
     logger.get("migrate").info("schema is up to date", applied=len(applied), space=space.model, dim=space.dim)
 
 

@@ -149,7 +149,17 @@ async def pending(dsn: str, path: Path | None = None) -> list[str]:
 
 
 async def _queue_embedding(conn: asyncpg.Connection, space: Space, max_retries: int) -> None:
-    """One task for each content that was published in another space only, in the name of its oldest document."""
+    """One task for each content that was published in another space only, in the name of its oldest document.
+
+    A task names its space: during a roll-out, workers of the old model leave it to those of the new one. Tasks that
+    still wait for a model that was given up are turned to this one.
+    """
+    wanted = f'{{"space_id": {space.id}}}'
+    await conn.execute(
+        "update tasks set payload = $1::text::jsonb where kind = 'ingest_content' and status = 'queued'"
+        " and payload ? 'space_id'",
+        wanted,
+    )
     rows = await conn.fetch(
         "select distinct on (d.tenant_id, d.content_id) d.tenant_id, d.id, d.content_id, d.owner_id"
         " from documents d join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id"
@@ -160,8 +170,12 @@ async def _queue_embedding(conn: asyncpg.Connection, space: Space, max_retries: 
     )
     await conn.executemany(
         "insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id, document_id,"
-        " content_id, max_retries) values ($1, $2, 'ingest_content', 1, 'batch', $3, 'member', '', '', $4, $5, $6)",
-        [(row["tenant_id"], new_id(), row["owner_id"], row["id"], row["content_id"], max_retries) for row in rows],
+        " content_id, max_retries, payload)"
+        " values ($1, $2, 'ingest_content', 1, 'batch', $3, 'member', '', '', $4, $5, $6, $7::text::jsonb)",
+        [
+            (row["tenant_id"], new_id(), row["owner_id"], row["id"], row["content_id"], max_retries, wanted)
+            for row in rows
+        ],
     )
     if rows:
         logger.get("migrate").info("contents are embedded again", model=space.model, dim=space.dim, contents=len(rows))

@@ -98,6 +98,11 @@ class IngestService:
             raise AppError(Code.INTERNAL, "The task names no content.")
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
+            wanted = (await tx.tasks.payload(lease.task.id)).get("space_id", self._embedder.space.id)
+            if wanted != self._embedder.space.id:
+                raise AppError(
+                    Code.MODEL_UNAVAILABLE, "The task waits for a worker with the new embedding model.", retry_after=5
+                )
             return await tx.contents.find(lease.task.content_id)
 
     async def _begin(self, ctx: Context, lease: Lease, content: Content) -> Generation:

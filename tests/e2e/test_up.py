@@ -142,10 +142,6 @@ def answers(url: str) -> bool:
         return False
 
 
-def last_line(folder: Path) -> str:
-    return (folder / "up.log").read_text().strip().splitlines()[-1]
-
-
 def test_only_up_is_killed_and_the_next_one_starts_at_once(folder: Path) -> None:
     running = begin(folder / "home")
     tenant, url = running.up["tenant"], running.up["url"]

@@ -9,6 +9,7 @@ from tests.seeds import Seeded, seed
 from tests.servers import Database
 
 OTHER = Space("another-model", "1", 48)
+THIRD = Space("a-third-model", "1", 32)
 
 
 @pytest.fixture
@@ -34,6 +35,19 @@ async def test_contents_of_another_model_are_queued_once(database, conn):
     assert await queued(conn, tenant) == expected
     await migrate.migrate(database.owner, OTHER)
     assert await queued(conn, tenant) == expected
+
+
+async def test_waiting_tasks_follow_to_the_next_model(database, conn):
+    """Else they would wait for workers of a model that was given up."""
+    tenant = await seed(conn)
+    await migrate.migrate(database.owner, OTHER)
+    await migrate.migrate(database.owner, THIRD)
+    assert len(await queued(conn, tenant)) == 2
+    number = await conn.fetchval("select id from embedding_spaces where model = $1", THIRD.model)
+    spaces = await conn.fetch(
+        "select payload->>'space_id' as space from tasks where tenant_id = $1 and payload <> '{}'", tenant.tenant
+    )
+    assert [row["space"] for row in spaces] == [str(number)] * 2
 
 
 async def test_contents_of_the_same_model_are_left_alone(database, conn):
