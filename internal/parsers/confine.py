@@ -139,7 +139,8 @@ def code_folders() -> tuple[str, ...]:
     """Folders that lazy imports may still need: Python, its packages and this program."""
     own = Path(__file__).resolve().parents[1]
     folders = {sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/proc/self", str(own), str(own.parent / "pkg")}
-    return tuple(sorted(folder for folder in folders if Path(folder).is_dir()))
+    # Not Path.is_dir: it raises for a folder inside one that this user can't enter, such as root's home.
+    return tuple(sorted(folder for folder in folders if os.path.isdir(folder)))
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> bool:

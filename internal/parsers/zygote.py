@@ -4,10 +4,13 @@ It imports all parsers once and never looks at a file itself. It owns its childr
 clock, kills them, reaps them, and ends with all of them when the worker's end of the socket closes.
 """
 
+import codecs
 import contextlib
+import encodings
 import gc
 import importlib
 import os
+import pkgutil
 import selectors
 import signal
 import socket
@@ -22,16 +25,12 @@ import msgspec
 from PIL import Image
 
 from internal.parsers import confine
-from internal.parsers.decode import OTHERS
 from internal.parsers.read import read
 from internal.parsers.wire import Cancel, Done, Ended, Failed, Job, Limits, Notice, Ready, Request, Result, Start
 from pkg.apperr import AppError, Code
 
 WATCH_SECONDS = 0.02
 MESSAGE = 1 << 16
-# Loaded before the first fork: a child that has given up its rights may not be able to read them any more.
-WARM_CODECS = ("ascii", "cp437", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "cp950",
-               "big5hkscs", "iso8859-1", *OTHERS)  # fmt: skip
 WARM_MODULES = ("email.parser", "heapq")
 
 
@@ -213,15 +212,25 @@ def _probe() -> list[str]:
     return [wall for wall in walls.split(",") if wall]
 
 
+def warm_up() -> None:
+    """Loads all that parsers load lazily.
+
+    A child that has given up its rights can't read it any more where Python lies in a closed folder, as in root's home.
+    """
+    Image.init()
+    for _, name, _ in pkgutil.iter_modules(encodings.__path__):
+        # `"".encode(name)` would not do: CPython answers for some names without loading their modules.
+        with contextlib.suppress(LookupError):  # codecs of other systems
+            codecs.lookup(name)
+    for name in WARM_MODULES:
+        importlib.import_module(name)
+
+
 def main() -> None:
     """Warms up and serves the socket whose descriptor is the first argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
-    Image.init()
-    for name in WARM_CODECS:
-        "".encode(name)
-    for name in WARM_MODULES:
-        importlib.import_module(name)
+    warm_up()
     network = ["network"] if confine.leave_network() else []
     # What is in memory now is shared with all children as long as the collector doesn't touch it.
     gc.collect()

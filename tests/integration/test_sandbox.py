@@ -211,6 +211,27 @@ def test_the_walls_stand(tmp_path: Path) -> None:
     assert results.split() == ["write", "socket:1", "program:1", "signal:1", "read:13"]
 
 
+def test_a_warm_parser_opens_and_imports_nothing_more() -> None:
+    """Where Python lies in a closed folder, a child without rights could not; the others would not notice."""
+    done = subprocess.run([sys.executable, "-c", WARM], cwd=ROOT, capture_output=True, text=True, check=True)
+    read, late = done.stdout.splitlines()
+    assert int(read) >= 30
+    assert late == "[]"
+
+
+def test_code_in_a_closed_folder_stops_no_child(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "lib").mkdir(parents=True)
+    closed.chmod(0o000)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FOLDERS, str(closed / "lib")], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    finally:
+        closed.chmod(0o700)
+    assert done.stdout.split() == ["/usr"]
+
+
 async def test_a_childs_word_on_paths_is_not_believed(tmp_path: Path) -> None:
     from internal.parsers.sandbox import admit
 
@@ -240,6 +261,61 @@ async def main():
     await running
 
 asyncio.run(main())
+"""
+WARM = """
+import io, os, sys, tempfile
+from pathlib import Path
+from internal.parsers import media_types as media, zygote
+from internal.parsers.read import read
+from pkg.apperr import AppError
+from tests.fixtures.files import build
+
+text = "你好，世界。Grüße, élan.\\n\\n"
+mail = "From: a@b\\nSubject: =?{0}?B?aGVsbG8=?=\\nContent-Type: text/plain; charset={0}\\n\\nhello\\n"
+page = '<html><head><meta charset="{0}"></head><body><p>hello</p></body></html>'
+charsets = "us-ascii", "iso-8859-1", "windows-1251", "koi8-r", "shift_jis", "iso-2022-jp", "euc-kr", "big5", "gbk", "x"
+files = [(mail.format(name).encode(), media.EML) for name in charsets]
+files += [(page.format(name).encode(), media.HTML) for name in charsets]
+files += [((text * 40).encode(name, "ignore"), media.PLAIN) for name in
+          ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "gb18030", "big5", "cp1252", "cp1251", "koi8-r", "shift_jis")]
+files += [
+    (build.docx(build.paragraph("Title", "H1") + build.word_table(("a", "b"))), media.DOCX),
+    (build.pptx(("Title", "Body", "Notes")), media.PPTX),
+    (build.xlsx("<row><c t='inlineStr'><is><t>x</t></is></c></row>"), media.XLSX),
+    (build.odt("<text:p>x</text:p>"), media.ODT),
+    (build.epub("<p>x</p>"), media.EPUB),
+    (build.pdf(build.show((72, 700, 12, "words"))), media.PDF),
+    (build.scanned_pdf(), media.PDF),
+    (build.encrypted_pdf(), media.PDF),
+    (b"# Title", media.MARKDOWN), (b"a,b", media.CSV), (b'{"a": 1}', media.JSON),
+]
+files += [(build.picture(kind), f"image/{kind.lower()}") for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")]
+os.chdir(tempfile.mkdtemp())
+late = []
+watching = False
+
+def watch(event, arguments):
+    if watching and event in ("open", "import") and isinstance(arguments[0], str) and "page-" not in arguments[0]:
+        late.append((event, arguments[0]))
+
+sys.addaudithook(watch)
+zygote.warm_up()
+for data, media_type in files:
+    watching = True
+    try:
+        read(io.BytesIO(data), media_type=media_type, workdir=Path(), max_bytes=1 << 20, megapixels=1)
+    except AppError:
+        pass
+    watching = False
+print(len(files))
+print(late)
+"""
+FOLDERS = """
+import sys
+sys.prefix = sys.base_prefix = sys.argv[1]
+from internal.parsers import confine
+confine.drop_privileges()
+print(*(folder for folder in confine.code_folders() if folder in ("/usr", sys.prefix)))
 """
 INTRUDER = """
 import os, signal, socket, sys
