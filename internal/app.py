@@ -54,7 +54,7 @@ from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
 from internal.worker.runner import Worker
-from pkg import logger, telemetry
+from pkg import failpoints, logger, telemetry
 from pkg.apperr import AppError, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
 from pkg.version import version
@@ -323,6 +323,8 @@ def _scratch(settings: Settings) -> Path:
 
 def _configure(settings: Settings, process: str) -> None:
     logger.configure(log_format=settings.log.format, level=settings.log.level, process=process)
+    if armed := failpoints.armed():
+        logger.get("failpoints").warning("failpoints are armed: this process breaks on purpose", places=armed)
     if settings.otel_endpoint:
         logger.get("telemetry").warning(
             "OTEL_EXPORTER_OTLP_ENDPOINT has no effect: this version carries trace ids, but exports no spans"

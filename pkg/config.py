@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NestedSecretsSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pkg import failpoints
 from pkg.apperr import SettingsError
 
 MIN_SECRET = 32
@@ -239,6 +240,7 @@ def load(*, process: str = "server", **overrides: Any) -> Settings:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     _refuse_contradictory(settings.ai)
+    failpoints.check()
     if settings.env == "production":
         _refuse_unsafe(settings, PRODUCTION_NEEDS[process])
     return settings

@@ -37,7 +37,7 @@ class Marker:
     async def mark(self, ctx: Context, lease: Lease) -> dict[str, Any]:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, "begun", 0.5)
-        failpoints.hit("mark.before")
+        await failpoints.hit("test.before_mark")
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
             await tx.outbox.add(Marked(pid=os.getpid()))

@@ -123,11 +123,16 @@ def migrate() -> None:
 
 
 @app.command(rich_help_panel=PEOPLE)
-def doctor(home: HomeFolder = None) -> None:
+def doctor(
+    home: HomeFolder = None,
+    failpoints: Annotated[
+        bool, typer.Option("--failpoints", help="List the places where a test may break a process, and check nothing.")
+    ] = False,
+) -> None:
     """Check everything that DreamHub depends on, and say what to do."""
     from dreamhub import doctor as command
 
-    _guard(lambda: command.run(home=home))
+    _guard(command.list_failpoints if failpoints else lambda: command.run(home=home))
 
 
 @tenant.command("create")

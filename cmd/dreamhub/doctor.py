@@ -21,7 +21,7 @@ from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import OpenAIEmbeddings
 from internal.providers.local_models import model_client
 from internal.repositories import migrate, probe
-from pkg import config
+from pkg import config, failpoints
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, Settings
 
@@ -54,6 +54,13 @@ class Finding(msgspec.Struct, frozen=True):
 def run(*, home: Path | None) -> int:
     """Prints a line for each finding; answers 1 when something fails."""
     return asyncio.run(_report(home))
+
+
+def list_failpoints() -> int:
+    """Prints each named place where DREAMHUB_FAILPOINTS may break a process, and what is true there."""
+    for name, meaning in failpoints.PLACES.items():
+        print(f"{name:<24}{meaning}")
+    return 0
 
 
 async def _report(home: Path | None) -> int:

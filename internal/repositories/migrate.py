@@ -17,7 +17,7 @@ import msgspec
 from internal.entities.ids import new_id
 from internal.repositories.rows import sure
 from internal.repositories.spaces import Space, create_space
-from pkg import logger
+from pkg import failpoints, logger
 from pkg.apperr import SettingsError
 
 OWNER = "dreamhub_owner"
@@ -228,10 +228,12 @@ async def _apply(conn: asyncpg.Connection, migrations: list[Migration]) -> list[
         else:
             await conn.execute(item.sql)
             await _record(conn, item)
+        await failpoints.hit("migrate.after_record")
         log.info("migration applied", name=item.name)
         applied.append(item.name)
     return applied
 
 
 async def _record(conn: asyncpg.Connection, item: Migration) -> None:
+    await failpoints.hit("migrate.before_record")
     await conn.execute("insert into schema_migrations (name, digest) values ($1, $2)", item.name, item.digest)

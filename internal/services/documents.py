@@ -28,7 +28,7 @@ from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
 from internal.services.names import check_collection_name, check_filename, check_tags
 from internal.services.spool import Spooled, spooled
-from pkg import logger
+from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
@@ -77,10 +77,12 @@ class DocumentService:
         async with _room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
             request = _checked(await describe())
             found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
+            await failpoints.hit("upload.after_spool")
             known = await self._find_duplicate(ctx, file.sha256)
             if known is not None:
                 return known
             await self._antivirus.scan(file.path)
+            await failpoints.hit("upload.after_scan")
             content = NewContent(
                 id=new_id(),
                 sha256=file.sha256,
@@ -89,7 +91,9 @@ class DocumentService:
                 source_type=found.source_type,
                 blob_key="",
             )
-            return await self._admit(ctx, file, content, request)
+            result = await self._admit(ctx, file, content, request)
+            await failpoints.hit("upload.after_commit")
+            return result
 
     async def _admit(self, ctx: Context, file: Spooled, content: NewContent, request: UploadRequest) -> UploadResult:
         """Stores the object, then writes content, document, task and event in one transaction.
@@ -98,6 +102,7 @@ class DocumentService:
         """
         content = msgspec.structs.replace(content, blob_key=self._blobs.key(ctx.tenant_id, content.id))
         await self._blobs.put_file(content.blob_key, file.path)
+        await failpoints.hit("upload.after_blob")
         kept = False
         try:
             async with self._store.tenant(ctx) as tx:
@@ -114,7 +119,8 @@ class DocumentService:
                     )
                 )
                 result = await self._queue_reading(tx, stored.id, document_id, request)
-            kept = stored.id == content.id
+                # From here on only the commit can fail, and a lost answer doesn't tell whether it took effect.
+                kept = stored.id == content.id
             return result
         finally:
             if not kept:

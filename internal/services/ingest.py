@@ -129,7 +129,7 @@ class IngestService:
             work = Path(folder) / "work"
             work.mkdir()
             parsed = await self._sandbox.parse(path, media_type=content.media_type, workdir=work)
-            failpoints.hit("ingest.after_parse")
+            await failpoints.hit("ingest.after_parse")
             if not parsed.page_images:
                 return parsed
             recognised: dict[int, list[Block]] = {}
@@ -175,6 +175,7 @@ class IngestService:
                 ctx, lease, "embedding", READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
             )
             vectors = await self._vectors(ctx, batch)
+            await failpoints.hit("ingest.after_embed")
             terms = await asyncio.to_thread(self._terms, ctx, batch)
             async with self._store.tenant(ctx) as tx:
                 await tx.tasks.fence(lease)
@@ -185,7 +186,7 @@ class IngestService:
                 await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors)
                 await tx.lexicon.add(generation.id, terms)
             done += len(batch)
-            failpoints.hit("ingest.after_batch")
+            await failpoints.hit("ingest.after_batch")
 
     def _terms(self, ctx: Context, batch: list[Passage]) -> list[ChunkTerms]:
         """Runs in a thread; an analyser belongs to one, and making one costs microseconds."""
@@ -218,7 +219,8 @@ class IngestService:
                 await tx.lexicon.publish(built.id)
                 await tx.generations.publish(built.id, built.chunk_count)
             await _show(tx, built.content_id, built)
-            failpoints.hit("ingest.before_publish")
+            await failpoints.hit("ingest.before_publish")
+        await failpoints.hit("ingest.after_publish")
         async with self._store.tenant(ctx) as tx:
             await tx.vectors.analyze(self._embedder.space)
 

@@ -38,8 +38,9 @@ class PurgeService:
         removed = 0
         for generation in generations:
             removed += await _empty(self._store, ctx, lease, generation.id)
+        await failpoints.hit("purge.after_rows")
         await self._blobs.remove(content.blob_key)
-        failpoints.hit("purge.after_blob")
+        await failpoints.hit("purge.after_blob")
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
             await tx.contents.remove(content.id)

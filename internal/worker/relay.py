@@ -9,7 +9,7 @@ from internal.repositories.store import Store
 from internal.repositories.wakeup import NewsLine
 from internal.worker.cron import Chore, Schedule
 from internal.worker.queue import TaskQueue
-from pkg import logger
+from pkg import failpoints, logger
 from pkg.apperr import AppError
 from pkg.config import Settings
 from pkg.resilience import backoff
@@ -93,8 +93,10 @@ class Relay:
             picked = await tx.ledger.dispatch(
                 tuple(Queue), window=self._tasks.window, per_tenant=self._tasks.inflight_per_tenant
             )
+        await failpoints.hit("relay.after_dispatch")
         for queue, wakeups in picked.items():
             await self._queue.enqueue(queue, wakeups)
+        await failpoints.hit("relay.after_enqueue")
         return sum(map(len, picked.values()))
 
     async def mend(self) -> None:
@@ -126,6 +128,7 @@ class Relay:
         if not events:
             return 0
         await self._queue.broadcast(events)
+        await failpoints.hit("relay.after_broadcast")
         async with self._store.system("mark events as handed on") as tx:
             await tx.ledger.mark_published(events)
         for event in events:

@@ -15,7 +15,7 @@ from internal.worker.claims import Claim, Claims, Settlement
 from internal.worker.endings import CANCELLED, RELEASED, ending_of
 from internal.worker.jobs import Jobs
 from internal.worker.queue import Consumer, TaskQueue
-from pkg import logger
+from pkg import failpoints, logger
 from pkg.apperr import TRANSIENT, AppError, Code
 from pkg.config import Settings
 from pkg.ctxutil import Context, bound
@@ -143,6 +143,7 @@ class Worker:
         try:
             claim = await self._claims.claim(wakeup)
             if claim is not None:
+                await failpoints.hit("worker.after_claim")
                 await self._carry_out(claim)
         except AppError as error:
             self._log.warning("task left to the relay", task_id=str(wakeup.task_id), code=error.code.value)
@@ -171,6 +172,7 @@ class Worker:
                 await asyncio.wait({attempt.job})
                 ending = self._ending(attempt, attempt.job)
                 if ending is not None:
+                    await failpoints.hit("worker.before_ending")
                     await self._settle(attempt, ending)
             finally:
                 attempt.job.cancel()
@@ -182,6 +184,7 @@ class Worker:
         while True:
             await asyncio.sleep(min(self._lease_seconds / 3, CANCEL_SECONDS))
             try:
+                await failpoints.hit("worker.heartbeat")
                 async with self._store.tenant(attempt.ctx) as tx:
                     cancel = await tx.tasks.heartbeat(attempt.lease, self._lease_seconds)
             except AppError as error:

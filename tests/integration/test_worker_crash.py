@@ -48,7 +48,7 @@ async def test_another_worker_takes_over_from_one_that_was_killed(ledger: Ledger
     ctx = await ledger.tenant()
     [task] = await ledger.add(ctx, "mark")
     async with ledger.relay():
-        with worker_process(ledger, "mark.before=kill") as doomed:
+        with worker_process(ledger, "test.before_mark=crash") as doomed:
             assert await asyncio.to_thread(doomed.wait, 20) == -signal.SIGKILL
             with worker_process(ledger) as heir:
                 done = await ledger.until(ctx, task.id, TaskStatus.SUCCEEDED, seconds=30)
@@ -61,7 +61,7 @@ async def test_a_worker_that_slept_through_its_lease_is_refused(ledger: Ledger) 
     ctx = await ledger.tenant()
     [task] = await ledger.add(ctx, "mark")
     async with ledger.relay():
-        with worker_process(ledger, "mark.before=stop") as sleeper:
+        with worker_process(ledger, "test.before_mark=stop") as sleeper:
             await ledger.until(ctx, task.id, TaskStatus.RUNNING)
 
             async def stopped() -> bool:
@@ -82,7 +82,7 @@ async def test_a_task_that_kills_every_worker_is_poison(ledger: Ledger) -> None:
     [task] = await ledger.add(ctx, "mark")
     async with ledger.relay():
         for _ in range(3):
-            with worker_process(ledger, "mark.before=kill") as doomed:
+            with worker_process(ledger, "test.before_mark=crash") as doomed:
                 assert await asyncio.to_thread(doomed.wait, 30) == -signal.SIGKILL
         dead = await ledger.until(ctx, task.id)
         assert (dead.status, dead.error_code, dead.lost_leases) == (TaskStatus.DEAD, "task.poison", 3)
