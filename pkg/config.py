@@ -150,6 +150,7 @@ class Tasks(Section):
     lease_seconds: float = Field(default=15.0, gt=0)
     max_retries: int = Field(default=5, ge=0, le=100)
     backoff_seconds: float = Field(default=2.0, gt=0)
+    dead_days: int = Field(default=90, ge=1, le=3650, description="after so long a dead letter is given up")
     inflight_per_tenant: int = Field(default=4, ge=1)
     window: int = Field(default=64, ge=1, description="tasks that may lie in Redis at a time, a queue")
     concurrency: int = Field(default=2, ge=1, description="tasks that one worker runs at a time")

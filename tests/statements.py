@@ -23,6 +23,10 @@ OWNER_FILES = frozenset({"migrate.py", "spaces.py", "probe.py"})
 """Files whose statements run before or beside the product: DDL as the owner, and questions to the server."""
 
 
+SHARED_FILES = frozenset({"task_rows.py"})
+"""Parts of statements; they are read where they are used."""
+
+
 class UnreadableError(Exception):
     """A statement that isn't made of literals: nobody can check what it will say."""
 
@@ -92,9 +96,13 @@ def _asks(call: ast.Call) -> bool:
 
 
 def _constants(tree: ast.Module, file: str) -> dict[str, str]:
-    """Module constants that are texts."""
+    """Module constants that are texts, those of other repositories too."""
     found: dict[str, str] = {}
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("internal.repositories."):
+            path = REPOSITORIES / f"{str(node.module).rpartition('.')[2]}.py"
+            theirs = _constants(ast.parse(path.read_text(encoding="utf-8")), path.name)
+            found |= {item.name: theirs[item.name] for item in node.names if item.name in theirs}
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = _text(node.value, found, file)

@@ -43,6 +43,10 @@ class TaskKind(StrEnum):
     PURGE_CONTENT = "purge_content"
 
 
+REMOVALS = frozenset({TaskKind.PURGE_CONTENT})
+"""Their document is gone for its readers already: nobody may cancel them, or its text and file would stay for good."""
+
+
 class Outcome(StrEnum):
     """How one attempt ended. `held` and `released` use up no try."""
 
@@ -62,10 +66,14 @@ TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
     ),
     TaskStatus.SUCCEEDED: frozenset(),
     TaskStatus.FAILED: frozenset({TaskStatus.QUEUED}),
-    TaskStatus.DEAD: frozenset({TaskStatus.QUEUED}),
+    TaskStatus.DEAD: frozenset({TaskStatus.QUEUED, TaskStatus.FAILED}),
     TaskStatus.CANCELLED: frozenset({TaskStatus.QUEUED}),
 }
-"""What may follow what. The ledger's functions in migrations/0005_ledger.sql follow the same table."""
+"""What may follow what; a dead letter that is discarded has failed. The database's trigger `tasks_transition` holds the
+same table, and refuses every other change whoever asks for it."""
+
+RETRYABLE = frozenset(status for status, after in TRANSITIONS.items() if status.finished and TaskStatus.QUEUED in after)
+CANCELLABLE = frozenset(status for status, after in TRANSITIONS.items() if TaskStatus.CANCELLED in after)
 
 
 class TaskPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +94,37 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     document_id: UUID | None = None
     content_id: UUID | None = None
     bounded: bool = True
+
+
+class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the tasks that a user may see are meant: those that fulfil all that is said.
+
+    `ended_after` is inclusive, `ended_before` isn't.
+    """
+
+    statuses: frozenset[TaskStatus] | None = None
+    queue: Queue | None = None
+    kind: str | None = None
+    error_code: str | None = None
+    document_ids: list[UUID] | None = None
+    ids: list[UUID] | None = None
+    ended_after: datetime | None = None
+    ended_before: datetime | None = None
+
+
+class Acted(msgspec.Struct, frozen=True):
+    """On how many tasks something was done, and whether more of them were left for another time."""
+
+    count: int
+    more: bool
+
+
+class Matter(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task works on, as far as it is still there; never its content. `size` is in bytes."""
+
+    filename: str | None = None
+    media_type: str | None = None
+    size: int | None = None
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

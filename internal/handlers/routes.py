@@ -10,7 +10,7 @@ from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetail
 from litestar.types import ASGIApp, ControllerRouterHandler
 from prometheus_client import CollectorRegistry
 
-from internal.handlers import collections, conversations, documents, identity, operations, search, tasks
+from internal.handlers import collections, conversations, dead_letters, documents, identity, operations, search, tasks
 from internal.handlers.auth import Admission, provide_context
 from internal.handlers.lingering import LingeringClose
 from internal.handlers.observation import Observation, RequestLines, RequestMetrics
@@ -68,14 +68,20 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     collections.add_collection,
     collections.rename_collection,
     collections.remove_collection,
-    # /api/v1/tasks /dead-letters
+    # /api/v1/tasks
     tasks.list_tasks,
     tasks.get_task,
     tasks.retry_task,
     tasks.cancel_task,
-    tasks.list_dead_letters,
-    tasks.redrive_dead_letter,
-    tasks.redrive_dead_letters,
+    tasks.retry_tasks,
+    tasks.cancel_tasks,
+    # /api/v1/dead-letters
+    dead_letters.list_dead_letters,
+    dead_letters.get_dead_letter,
+    dead_letters.redrive_dead_letter,
+    dead_letters.redrive_dead_letters,
+    dead_letters.discard_dead_letter,
+    dead_letters.discard_dead_letters,
     # /api/v1/search
     search.search,
     # /api/v1/conversations

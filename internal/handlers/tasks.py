@@ -1,4 +1,4 @@
-"""/api/v1/tasks and /api/v1/dead-letters"""
+"""/api/v1/tasks"""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -7,14 +7,17 @@ from uuid import UUID
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
+from litestar.params import JSONBody, QueryParameter
 
-from internal.entities.tasks import Attempt, Queue, Task, TaskStatus
+from internal.entities.tasks import Acted, Attempt, Queue, Task, TaskFilter, TaskStatus
 from internal.handlers.auth import access
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, read_id
 from internal.services.tasks import TaskService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Ids = Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=1000)]
 
 
 class TaskError(msgspec.Struct, frozen=True):
@@ -47,9 +50,10 @@ class TaskOut(msgspec.Struct, frozen=True):
 
 
 class AttemptOut(msgspec.Struct, frozen=True):
-    """One try at a task."""
+    """One try at a task. `worker` tells the workers of several tries apart; the operator's log has it too."""
 
     number: int
+    worker: str
     started_at: datetime
     finished_at: datetime | None
     outcome: str | None
@@ -62,10 +66,29 @@ class TaskWithAttempts(TaskOut, frozen=True):
     attempts: list[AttemptOut]
 
 
-class Redriven(msgspec.Struct, frozen=True):
-    """How many dead letters were queued again."""
+class TasksIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which tasks, of those that you may see: all that fulfil each condition given. At least one must be."""
 
-    redriven: int
+    status: TaskStatus | None = None
+    queue: Queue | None = None
+    kind: Name | None = None
+    error_code: Name | None = None
+    document_ids: Ids | None = None
+    ids: Ids | None = None
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """How many were queued again; `more`: ask once more for the rest."""
+
+    retried: int
+    more: bool
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """How many were cancelled, or will be by their workers; `more`: ask once more for the rest."""
+
+    cancelled: int
+    more: bool
 
 
 @get("/api/v1/tasks", opt=access(Role.VIEWER))
@@ -79,58 +102,49 @@ async def list_tasks(
     document_id: Annotated[UUID | None, QueryParameter()] = None,
 ) -> Page[TaskOut]:
     """Tasks that you may see, newest first."""
-    found, following = await tasks.list(
-        ctx, status=status, queue=queue, document_id=document_id, limit=limit, cursor=cursor
+    narrow = TaskFilter(
+        statuses=None if status is None else frozenset({status}),
+        queue=queue,
+        document_ids=None if document_id is None else [document_id],
     )
+    found, following = await tasks.list(ctx, narrow, limit=limit, cursor=cursor)
     return Page([task_out(item) for item in found], following)
 
 
 @get("/api/v1/tasks/{task_id:str}", opt=access(Role.VIEWER))
 async def get_task(ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], task_id: Id) -> TaskWithAttempts:
     """One task, with its tries."""
-    task = await tasks.get(ctx, _id(task_id))
+    task = await tasks.get(ctx, read_task_id(task_id))
     attempts = await tasks.attempts(ctx, task.id)
-    return TaskWithAttempts(
-        **msgspec.structs.asdict(task_out(task)), attempts=[_attempt_out(item) for item in attempts]
-    )
+    return TaskWithAttempts(**msgspec.structs.asdict(task_out(task)), attempts=[attempt_out(item) for item in attempts])
 
 
 @post("/api/v1/tasks/{task_id:str}/retry", opt=access(Role.MEMBER), status_code=202)
 async def retry_task(ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], task_id: Id) -> TaskOut:
     """Queues a failed, dead or cancelled task again."""
-    return task_out(await tasks.retry(ctx, _id(task_id)))
+    return task_out(await tasks.retry(ctx, read_task_id(task_id)))
 
 
 @post("/api/v1/tasks/{task_id:str}/cancel", opt=access(Role.MEMBER), status_code=202)
 async def cancel_task(ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], task_id: Id) -> TaskOut:
     """Cancels a queued task at once, a running one within seconds."""
-    return task_out(await tasks.cancel(ctx, _id(task_id)))
+    return task_out(await tasks.cancel(ctx, read_task_id(task_id)))
 
 
-@get("/api/v1/dead-letters", opt=access(Role.VIEWER))
-async def list_dead_letters(
-    ctx: NamedDependency[Context],
-    tasks: NamedDependency[TaskService],
-    limit: Limit = DEFAULT_LIMIT,
-    cursor: Cursor = None,
-) -> Page[TaskOut]:
-    """Tasks that have used up their tries, newest first."""
-    found, following = await tasks.dead_letters(ctx, limit=limit, cursor=cursor)
-    return Page([task_out(item) for item in found], following)
+@post("/api/v1/tasks/retry", opt=access(Role.MEMBER), status_code=202)
+async def retry_tasks(
+    ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], data: JSONBody[TasksIn]
+) -> Retried:
+    """Queues again those of the chosen tasks that can be; without a status, those that failed or died."""
+    return Retried(*_told(await tasks.retry_all(ctx, _chosen(data))))
 
 
-@post("/api/v1/dead-letters/{task_id:str}/redrive", opt=access(Role.MEMBER), status_code=202)
-async def redrive_dead_letter(
-    ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], task_id: Id
-) -> TaskOut:
-    """Queues one dead letter again, with all its tries."""
-    return task_out(await tasks.redrive(ctx, _id(task_id)))
-
-
-@post("/api/v1/dead-letters/redrive", opt=access(Role.MEMBER), status_code=202)
-async def redrive_dead_letters(ctx: NamedDependency[Context], tasks: NamedDependency[TaskService]) -> Redriven:
-    """Queues every dead letter that you may see again."""
-    return Redriven(await tasks.redrive_all(ctx))
+@post("/api/v1/tasks/cancel", opt=access(Role.MEMBER), status_code=202)
+async def cancel_tasks(
+    ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], data: JSONBody[TasksIn]
+) -> Cancelled:
+    """Cancels the chosen tasks, queued ones at once, running ones within seconds; removals of documents go on."""
+    return Cancelled(*_told(await tasks.cancel_all(ctx, _chosen(data))))
 
 
 def task_out(task: Task) -> TaskOut:
@@ -156,9 +170,11 @@ def task_out(task: Task) -> TaskOut:
     )
 
 
-def _attempt_out(attempt: Attempt) -> AttemptOut:
+def attempt_out(attempt: Attempt) -> AttemptOut:
+    """Without where the worker ran."""
     return AttemptOut(
         number=attempt.number,
+        worker=attempt.worker.rpartition(":")[2],  # the rest names a host, which is nobody's business
         started_at=attempt.started_at,
         finished_at=attempt.finished_at,
         outcome=attempt.outcome.value if attempt.outcome else None,
@@ -170,5 +186,25 @@ def _error(code: str | None, message: str | None) -> TaskError | None:
     return TaskError(code, message or "") if code else None
 
 
-def _id(text: str) -> UUID:
+def _told(acted: Acted) -> tuple[int, bool]:
+    return acted.count, acted.more
+
+
+def _chosen(data: TasksIn) -> TaskFilter:
+    if data == TasksIn():
+        raise AppError(
+            Code.REQUEST_INVALID, "Say which tasks: by status, queue, kind, error_code, document_ids or ids."
+        )
+    return TaskFilter(
+        statuses=None if data.status is None else frozenset({data.status}),
+        queue=data.queue,
+        kind=data.kind,
+        error_code=data.error_code,
+        document_ids=data.document_ids,
+        ids=data.ids,
+    )
+
+
+def read_task_id(text: str) -> UUID:
+    """A task's id in a path. Raises TASK_NOT_FOUND."""
     return read_id(text, AppError(Code.TASK_NOT_FOUND, "There is no such task."))

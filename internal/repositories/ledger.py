@@ -114,6 +114,10 @@ class LedgerRepository:
         )
         return row["keys"], row["events"]
 
+    async def expire_dead(self, after: timedelta) -> int:
+        """Gives up dead letters that are older, a bounded number of them; answers how many."""
+        return sure(await self._conn.fetchval("select expire_dead_v1($1, $2)", after, JANITOR_BATCH))
+
 
 def _by_queue(rows: Sequence[asyncpg.Record]) -> dict[Queue, list[Wakeup]]:
     found: dict[Queue, list[Wakeup]] = {}

@@ -28,6 +28,7 @@ from internal.repositories.messages import MessageRepository
 from internal.repositories.outbox import OutboxRepository
 from internal.repositories.search import Found, search
 from internal.repositories.spaces import find_space
+from internal.repositories.task_batches import TaskBatchRepository
 from internal.repositories.tasks import TaskRepository
 from internal.repositories.vectors import VectorRepository
 from pkg import logger
@@ -112,6 +113,11 @@ class Tx:
     def tasks(self) -> TaskRepository:
         """Work that outlasts a request, and the writes of a lease's holder."""
         return TaskRepository(self._conn, self._ctx, self._tasks)
+
+    @cached_property
+    def task_batches(self) -> TaskBatchRepository:
+        """Many tasks at once."""
+        return TaskBatchRepository(self._conn, self._ctx)
 
     @cached_property
     def outbox(self) -> OutboxRepository:

@@ -10,58 +10,51 @@ import msgspec
 from internal.entities.events import TaskFinished
 from internal.entities.ids import new_id
 from internal.entities.tasks import (
+    REMOVALS,
     Attempt,
     Ending,
     Lease,
+    Matter,
     NewTask,
     Outcome,
-    Queue,
     Task,
+    TaskFilter,
     TaskPolicy,
     TaskStatus,
     check_transition,
 )
 from internal.repositories.outbox import OutboxRepository
 from internal.repositories.rows import sure
+from internal.repositories.task_rows import ANEW, NARROWED, TASK, VISIBLE, attempt_of, conditions, task_of
 from pkg.apperr import AppError, Code
-from pkg.ctxutil import Context, Role
+from pkg.ctxutil import Context
 
 CHANNEL = "dreamhub_tasks"
 QUEUE_FULL_SECONDS = 30.0
 
-TASK = (
-    "select t.tenant_id, t.id, t.kind, t.version, t.queue, t.priority, t.status, t.stage, t.progress, t.user_id,"
-    " t.role, t.request_id, t.trace_id, t.document_id, t.content_id, t.payload, t.result, t.error_code,"
-    " t.error_message, t.attempts, t.retry_count, t.max_retries, t.lost_leases,"
-    " t.cancel_requested_at is not null as cancel_requested, t.due_at, t.created_at, t.started_at, t.finished_at"
-    " from tasks t"
-)
-# $1 is the tenant and $2 the user in each statement that uses this. The policy of the application's role says the same.
-VISIBLE = (
-    " where t.tenant_id = $1 and (t.user_id = $2 or exists (select 1 from documents d where d.tenant_id = $1"
-    " and d.id = t.document_id and (d.visibility = 'tenant' or d.owner_id = $2)))"
-)
-
 # Leases given back: task, attempt and event in one statement. A finished task's event is TaskFinished. It doesn't wake
-# the relay: with a notification in each of many small transactions, commits would stand in line for one lock.
+# the relay: with a notification in each of many small transactions, commits would stand in line for one lock. A task
+# that was to be cancelled isn't queued again: nobody might look at it for as long as its backoff.
+CALLED_OFF = "g.status = 'queued' and t.cancel_requested_at is not null"
 END = (
-    "with given as (select * from unnest($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],"
+    "with given as (select * from unnest($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],"  # noqa: S608 - constants
     " $8::text[], $9::int[], $10::float8[], $11::uuid[], $12::text[])"
     " as g (id, fence, status, outcome, result, code, message, tries, delay, event_id, event)),"
-    " ended as (update tasks t set status = g.status,"
-    " stage = case when g.outcome = 'held' then 'held' else g.status end,"
+    " ended as (update tasks t set status = case when " + CALLED_OFF + " then 'cancelled' else g.status end,"
+    " stage = case when " + CALLED_OFF + " then 'cancelled' when g.outcome = 'held' then 'held' else g.status end,"
     " progress = case when g.status = 'succeeded' then 1 else t.progress end, result = g.result::jsonb,"
     " error_code = g.code, error_message = g.message, retry_count = t.retry_count + g.tries,"
     " due_at = clock_timestamp() + make_interval(secs => g.delay),"
-    " finished_at = case when g.status <> 'queued' then clock_timestamp() end,"
+    " finished_at = case when g.status <> 'queued' or " + CALLED_OFF + " then clock_timestamp() end,"
     " worker = null, lease_until = null, dispatched_at = null from given g"
     " where t.tenant_id = $1 and t.id = any($2) and t.id = g.id and t.fence = g.fence and t.status = 'running'"
-    " returning t.id, t.fence, t.attempts, g.status, g.outcome, g.code, g.message, g.event_id, g.event),"
+    " returning t.id, t.fence, t.attempts, t.status, g.outcome, g.code, g.message, g.event_id, g.event),"
     " attempt as (update task_attempts a set outcome = e.outcome, finished_at = clock_timestamp(),"
     " error_code = e.code, error_message = e.message from ended e"
     " where a.tenant_id = $1 and a.task_id = any($2) and a.task_id = e.id and a.number = e.attempts),"
     " event as (insert into outbox (tenant_id, id, kind, payload)"
-    " select $1, e.event_id, 'task.finished', e.event::jsonb from ended e where e.status <> 'queued')"
+    " select $1, e.event_id, 'task.finished', e.event::jsonb || jsonb_build_object('status', e.status)"
+    " from ended e where e.status <> 'queued')"
     " select e.id, e.fence from ended e"
 )
 
@@ -114,7 +107,7 @@ class TaskRepository:
         row = await self._conn.fetchrow(
             TASK + VISIBLE + " and t.id = $3", self._ctx.tenant_id, self._ctx.user_id, task_id
         )
-        return None if row is None else _task(row)
+        return None if row is None else task_of(row)
 
     async def get(self, task_id: UUID) -> Task:
         """Raises TASK_NOT_FOUND, for a foreign or private one too."""
@@ -132,7 +125,7 @@ class TaskRepository:
             self._ctx.tenant_id,
             task_id,
         )
-        return [_attempt(row) for row in rows]
+        return [attempt_of(row) for row in rows]
 
     async def latest_for_documents(self, document_ids: list[UUID]) -> dict[UUID, Task]:
         """The newest task of each document; documents without a visible one are left out."""
@@ -144,18 +137,21 @@ class TaskRepository:
             self._ctx.user_id,
             document_ids,
         )
-        return {row["document_id"]: _task(row) for row in rows}
+        return {row["document_id"]: task_of(row) for row in rows}
 
     async def retry(self, task_id: UUID) -> Task:
         """Queues a failed, dead or cancelled task with all its tries. Raises TASK_NOT_FOUND, TASK_NOT_RETRYABLE."""
-        check_transition(await self._lock(task_id), TaskStatus.QUEUED)
-        await self._requeue([task_id])
+        status, _kind = await self._lock(task_id)
+        check_transition(status, TaskStatus.QUEUED)
+        await self._requeue(task_id)
         return await self.get(task_id)
 
     async def cancel(self, task_id: UUID) -> Task:
         """Cancels a queued task at once, asks a running one's worker. Raises TASK_NOT_FOUND, TASK_NOT_CANCELLABLE."""
-        status = await self._lock(task_id)
+        status, kind = await self._lock(task_id)
         check_transition(status, TaskStatus.CANCELLED)
+        if kind in REMOVALS:
+            raise AppError(Code.TASK_NOT_CANCELLABLE, "What removes a deleted document goes on to its end.")
         if status is TaskStatus.QUEUED:
             await self._conn.execute(
                 "update tasks set status = 'cancelled', stage = 'cancelled', dispatched_at = null,"
@@ -189,21 +185,27 @@ class TaskRepository:
 
     async def redrive(self, task_id: UUID) -> Task:
         """Queues a dead letter again. Raises TASK_NOT_FOUND when it isn't one that the context's user may see."""
-        if await self._lock(task_id) is not TaskStatus.DEAD:
-            raise _missing()
+        await self.dead_letter(task_id)
         return await self.retry(task_id)
 
-    async def redrive_batch(self, limit: int) -> list[UUID]:
-        """Queues up to `limit` dead letters that the context's user may see, the oldest first; answers their ids."""
-        rows = await self._conn.fetch(
-            "select t.id from tasks t" + VISIBLE + " and t.status = 'dead' order by t.id limit $3 for update of t",  # noqa: S608 - constants
+    async def dead_letter(self, task_id: UUID) -> Task:
+        """Raises TASK_NOT_FOUND for a task that isn't one, too."""
+        task = await self.get(task_id)
+        if task.status is not TaskStatus.DEAD:
+            raise _missing()
+        return task
+
+    async def matter(self, task: Task) -> Matter:
+        """What the task works on, as far as the context's user may see it."""
+        row = await self._conn.fetchrow(
+            "select d.filename, c.media_type, c.size from documents d"
+            " join contents c on c.tenant_id = d.tenant_id and c.id = d.content_id"
+            " where d.tenant_id = $1 and d.id = $3 and (d.visibility = 'tenant' or d.owner_id = $2)",
             self._ctx.tenant_id,
             self._ctx.user_id,
-            limit,
+            task.document_id,
         )
-        ids = [row["id"] for row in rows]
-        await self._requeue(ids)
-        return ids
+        return Matter() if row is None else Matter(**row)
 
     async def fence(self, lease: Lease) -> None:
         """Keeps the lease until this transaction ends; a worker's first statement. Raises TASK_FENCED.
@@ -288,68 +290,38 @@ class TaskRepository:
             raise _missing()
         return msgspec.json.decode(found)
 
-    async def _requeue(self, task_ids: list[UUID]) -> None:
+    async def _requeue(self, task_id: UUID) -> None:
         await self._conn.execute(
-            "with again as (update tasks set status = 'queued', stage = 'queued', progress = 0, retry_count = 0,"
-            " lost_leases = 0, error_code = null, error_message = null, result = null, dispatched_at = null,"
-            " cancel_requested_at = null, finished_at = null, due_at = clock_timestamp()"
-            " where tenant_id = $1 and id = any($2)) select pg_notify('dreamhub_tasks', '')",
+            "with again as (update tasks t" + ANEW + " where t.tenant_id = $1 and t.id = $2)"
+            " select pg_notify('dreamhub_tasks', '')",
             self._ctx.tenant_id,
-            task_ids,
+            task_id,
         )
 
-    async def _lock(self, task_id: UUID) -> TaskStatus:
+    async def _lock(self, task_id: UUID) -> tuple[TaskStatus, str]:
         row = await self._conn.fetchrow(
-            "select t.status from tasks t" + VISIBLE + " and t.id = $3 for update of t",  # noqa: S608 - constants
+            "select t.status, t.kind from tasks t" + VISIBLE + " and t.id = $3 for update of t",  # noqa: S608 - constants
             self._ctx.tenant_id,
             self._ctx.user_id,
             task_id,
         )
         if row is None:
             raise _missing()
-        return TaskStatus(row["status"])
+        return TaskStatus(row["status"]), row["kind"]
 
-    async def list(
-        self,
-        *,
-        status: TaskStatus | None = None,
-        queue: Queue | None = None,
-        document_id: UUID | None = None,
-        limit: int,
-        cursor: str | None = None,
-    ) -> tuple[list[Task], str | None]:
+    async def list(self, narrow: TaskFilter, *, limit: int, cursor: str | None = None) -> tuple[list[Task], str | None]:
         """Up to `limit` tasks, the newest first, and the cursor of the next page. Raises REQUEST_INVALID."""
         rows = await self._conn.fetch(
-            TASK + VISIBLE + " and ($3::text is null or t.status = $3) and ($4::text is null or t.queue = $4)"
-            " and ($5::uuid is null or t.document_id = $5) and ($6::uuid is null or t.id < $6)"
-            " order by t.id desc limit $7",
+            TASK + VISIBLE + NARROWED + " and ($11::uuid is null or t.id < $11) order by t.id desc limit $12",
             self._ctx.tenant_id,
             self._ctx.user_id,
-            status and status.value,
-            queue and queue.value,
-            document_id,
+            *conditions(narrow),
             _position(cursor),
             limit + 1,
         )
         # Ids are UUIDv7, so their order is the order of creation.
-        items = [_task(row) for row in rows[:limit]]
+        items = [task_of(row) for row in rows[:limit]]
         return items, (str(items[-1].id) if len(rows) > limit else None)
-
-
-def _task(row: asyncpg.Record) -> Task:
-    fields: dict[str, Any] = dict(row)
-    fields["queue"] = Queue(row["queue"])
-    fields["status"] = TaskStatus(row["status"])
-    fields["role"] = Role(row["role"])
-    fields["payload"] = msgspec.json.decode(row["payload"])
-    fields["result"] = None if row["result"] is None else msgspec.json.decode(row["result"])
-    return Task(**fields)
-
-
-def _attempt(row: asyncpg.Record) -> Attempt:
-    fields: dict[str, Any] = dict(row)
-    fields["outcome"] = None if row["outcome"] is None else Outcome(row["outcome"])
-    return Attempt(**fields)
 
 
 def _finished(task: Task, status: TaskStatus, error_code: str | None) -> TaskFinished:

@@ -1,12 +1,23 @@
 """What users see of tasks, and what they may ask for."""
 
+from collections.abc import Callable, Coroutine
+from typing import Any
 from uuid import UUID
 
-from internal.entities.tasks import Attempt, Queue, Task, TaskStatus
-from internal.repositories.store import Store
+import msgspec
+
+from internal.entities.tasks import Acted, Attempt, Matter, Task, TaskFilter, TaskStatus
+from internal.repositories.store import Store, Tx
 from pkg.ctxutil import Context
 
-REDRIVE_BATCH = 500
+CHUNK = 500
+"""Tasks a transaction: short enough that no worker waits long for a row."""
+
+MOST = 10_000
+"""Tasks a request: it ends within seconds, and says whether more are left."""
+
+FAILED = frozenset({TaskStatus.FAILED, TaskStatus.DEAD})
+DEAD = frozenset({TaskStatus.DEAD})
 
 
 class TaskService:
@@ -35,37 +46,59 @@ class TaskService:
         async with self._store.tenant(ctx) as tx:
             return await tx.tasks.cancel(task_id)
 
-    async def dead_letters(
-        self, ctx: Context, *, limit: int, cursor: str | None = None
-    ) -> tuple[list[Task], str | None]:
-        """A page of tasks that have used up their tries, the newest first."""
-        return await self.list(ctx, status=TaskStatus.DEAD, limit=limit, cursor=cursor)
+    async def retry_all(self, ctx: Context, narrow: TaskFilter) -> Acted:
+        """Queues again what fits and can be: failed and dead ones, where no status is named."""
+        chosen = narrow if narrow.statuses is not None else _of(narrow, FAILED)
+        return await self._in_chunks(ctx, lambda tx, limit: tx.task_batches.retry(chosen, limit))
+
+    async def cancel_all(self, ctx: Context, narrow: TaskFilter) -> Acted:
+        """Cancels what fits and can be, queued tasks at once, running ones within 2 s."""
+        return await self._in_chunks(ctx, lambda tx, limit: tx.task_batches.cancel(narrow, limit))
+
+    async def dead_letter(self, ctx: Context, task_id: UUID) -> tuple[Task, list[Attempt], Matter]:
+        """A dead letter with its whole history and what it is about. Raises TASK_NOT_FOUND when it isn't one."""
+        async with self._store.tenant(ctx) as tx:
+            task = await tx.tasks.dead_letter(task_id)
+            return task, await tx.tasks.attempts(task_id), await tx.tasks.matter(task)
 
     async def redrive(self, ctx: Context, task_id: UUID) -> Task:
         """Queues one dead letter again. Raises TASK_NOT_FOUND when it isn't one."""
         async with self._store.tenant(ctx) as tx:
             return await tx.tasks.redrive(task_id)
 
-    async def redrive_all(self, ctx: Context) -> int:
-        """Queues every dead letter again, in transactions of a bounded size; answers how many."""
+    async def redrive_all(self, ctx: Context, narrow: TaskFilter) -> Acted:
+        """Queues the dead letters that fit again."""
+        chosen = _of(narrow, DEAD)
+        return await self._in_chunks(ctx, lambda tx, limit: tx.task_batches.retry(chosen, limit))
+
+    async def discard(self, ctx: Context, task_id: UUID) -> None:
+        """Gives one dead letter up: its task has failed. Raises TASK_NOT_FOUND when it isn't one."""
+        async with self._store.tenant(ctx) as tx:
+            await tx.tasks.dead_letter(task_id)
+            await tx.task_batches.discard(TaskFilter(ids=[task_id]), 1)
+
+    async def discard_all(self, ctx: Context, narrow: TaskFilter) -> Acted:
+        """Gives the dead letters that fit up."""
+        return await self._in_chunks(ctx, lambda tx, limit: tx.task_batches.discard(narrow, limit))
+
+    async def _in_chunks(self, ctx: Context, act: Callable[[Tx, int], Coroutine[Any, Any, int]]) -> Acted:
+        """Acts until nothing is left that fits, in transactions of a bounded size, on at most `MOST` tasks."""
         count = 0
-        while True:
+        while count < MOST:
             async with self._store.tenant(ctx) as tx:
-                batch = await tx.tasks.redrive_batch(REDRIVE_BATCH)
-            count += len(batch)
-            if len(batch) < REDRIVE_BATCH:
-                return count
+                done = await act(tx, CHUNK)
+            count += done
+            if done < CHUNK:
+                return Acted(count, more=False)
+        return Acted(count, more=True)
 
     async def list(
-        self,
-        ctx: Context,
-        *,
-        status: TaskStatus | None = None,
-        queue: Queue | None = None,
-        document_id: UUID | None = None,
-        limit: int,
-        cursor: str | None = None,
+        self, ctx: Context, narrow: TaskFilter, *, limit: int, cursor: str | None = None
     ) -> tuple[list[Task], str | None]:
         """A page of tasks, the newest first, and the next page's cursor. Raises REQUEST_INVALID."""
         async with self._store.tenant(ctx) as tx:
-            return await tx.tasks.list(status=status, queue=queue, document_id=document_id, limit=limit, cursor=cursor)
+            return await tx.tasks.list(narrow, limit=limit, cursor=cursor)
+
+
+def _of(narrow: TaskFilter, statuses: frozenset[TaskStatus]) -> TaskFilter:
+    return msgspec.structs.replace(narrow, statuses=statuses)

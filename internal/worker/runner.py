@@ -23,7 +23,7 @@ from pkg.resilience import backoff
 
 BUSY_SECONDS = 0.01  # between polls that found work
 IDLE_SECONDS = 0.05
-CANCEL_SECONDS = 1.5  # a request to cancel is seen within this
+CANCEL_SECONDS = 1.0  # a request to cancel is seen within this, and takes effect within twice that
 DRAIN_SECONDS = 15.0
 RELEASE_SECONDS = 5.0
 BEAT_SECONDS = 5.0

@@ -24,7 +24,9 @@ KINDS = {
     "email": "email",
     "file": "content",
     "filename": "filename",
+    "ids": "task",
     "key_id": "api_key",
+    "letter_id": "dead_letter",
     "message_id": "message",
     "owner_email": "email",
     "refresh_token": "refresh_token",
@@ -53,13 +55,17 @@ PLAIN_CURSORS = {"/api/v1/tasks", "/api/v1/dead-letters"}
 """The others are JSON in base64."""
 # Names that can't refer to anybody's data, with a value that is accepted.
 HARMLESS: dict[str, Any] = {
+    "after": "2020-01-01T00:00:00Z",
+    "before": "2090-01-01T00:00:00Z",
     "comment": "clear",
     "content": "Who counts the ships?",
     "created_after": "2020-01-01T00:00:00Z",
     "created_before": "2090-01-01T00:00:00Z",
     "cursor": "",  # of chunks: a place in one document's order
+    "error_code": "task.poison",
     "expires_at": "2090-01-01T00:00:00Z",
     "k": 3,
+    "kind": "ingest_content",
     "limit": 200,
     "mine": False,
     "mode": "keyword",

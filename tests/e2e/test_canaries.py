@@ -119,7 +119,8 @@ class Tenant:
         ]
         ends = [finished(self.owner, item["task_id"])["status"] for item in uploads]
         assert ends == ["succeeded", "succeeded", "succeeded", "failed"]
-        self.own |= {"document_id": uploads[0]["document_id"], "task_id": uploads[3]["task_id"]}
+        failed = uploads[3]["task_id"]
+        self.own |= {"document_id": uploads[0]["document_id"], "task_id": failed, "letter_id": failed}
         self.private_ids = (uploads[2]["document_id"], uploads[2]["task_id"])
         for name, data in ((f"{words.both}.exe", b"MZ" + bytes(200)), (f"{words.both}.txt", b"")):
             assert self.owner.post("/api/v1/documents", files={"file": (name, data)}).status_code in (415, 422)

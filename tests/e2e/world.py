@@ -138,6 +138,7 @@ def _world(
             "collection_name": names,
             "content": documents.texts,
             "conversation": [conversation],
+            "dead_letter": [documents.dead["task_id"]],
             "document": [shared["document_id"], private["document_id"], documents.broken["document_id"]],
             "document_place": [[created, shared["document_id"]]],
             "email": emails,
@@ -184,8 +185,13 @@ async def _bury(product: Product, task_id: str) -> None:
     """Makes a failed task a dead letter. No file leads there quickly: only an error that goes on through all tries."""
     conn = await asyncpg.connect(_secret_dsn(product))
     try:
-        done = await conn.execute("update tasks set status = 'dead', stage = 'dead' where id = $1", UUID(task_id))
-        assert done == "UPDATE 1"
+        async with conn.transaction():
+            for change in (
+                "status = 'queued', due_at = 'infinity'",
+                "status = 'running', lease_until = 'infinity'",
+                "status = 'dead', stage = 'dead', lease_until = null",
+            ):
+                assert await conn.execute(f"update tasks set {change} where id = $1", UUID(task_id)) == "UPDATE 1"
     finally:
         await conn.close()
 

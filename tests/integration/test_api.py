@@ -165,6 +165,8 @@ IDS = [
     ("GET", "tasks/{}", None),
     ("POST", "tasks/{}/retry", None),
     ("POST", "tasks/{}/cancel", None),
+    ("GET", "dead-letters/{}", None),
+    ("DELETE", "dead-letters/{}", None),
     ("POST", "dead-letters/{}/redrive", None),
     ("GET", "conversations/{}", None),
     ("PATCH", "conversations/{}", {"title": "x"}),

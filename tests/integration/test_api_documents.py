@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from dreamhub.embedded import free_port
-from tests.integration.api import JWT_SECRET, PLATFORM_TOKEN, Running, served_on
+from tests.integration.api import JWT_SECRET, PLATFORM_TOKEN, Running, is_problem, served_on
 from tests.servers import Database, Servers
 
 MB = 1024 * 1024
@@ -367,3 +367,41 @@ async def _listening(port: int) -> None:
                 return
         await asyncio.sleep(0.05)
     raise AssertionError("the server doesn't listen")
+
+
+async def test_tasks_are_cancelled_and_tried_again_by_a_filter(client: httpx.AsyncClient) -> None:
+    made = [(await upload(client, f"note {number}".encode(), f"{number}.txt")).json() for number in range(3)]
+    one = {"document_ids": [made[0]["document_id"]]}
+    answer = await client.post("/api/v1/tasks/cancel", json=one)
+    assert (answer.status_code, answer.json()) == (202, {"cancelled": 1, "more": False})
+    rest = await client.post("/api/v1/tasks/cancel", json={"status": "queued", "ids": [m["task_id"] for m in made]})
+    assert rest.json() == {"cancelled": 2, "more": False}
+    document = (await client.get(f"/api/v1/documents/{made[0]['document_id']}")).json()
+    assert document["status"] == "cancelled"
+    again = await client.post("/api/v1/tasks/retry", json={"status": "cancelled", **one})
+    assert (again.status_code, again.json()) == (202, {"retried": 1, "more": False})
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"status": None}, {"status": "lost"}, {"ids": []}, {"ids": ["x"]}, {"document_id": []}, {"kind": ""}]
+)
+async def test_a_filter_that_chooses_nothing_or_anything_is_refused(client: httpx.AsyncClient, body: Any) -> None:
+    for path in ("tasks/cancel", "tasks/retry"):
+        is_problem(await client.post(f"/api/v1/{path}", json=body), 400, "request.invalid")
+
+
+async def test_dead_letters_are_discarded_by_admins(api: Running, client: httpx.AsyncClient) -> None:
+    assert (await client.post("/api/v1/dead-letters/discard", json={})).json() == {"discarded": 0, "more": False}
+    assert (await client.post("/api/v1/dead-letters/redrive")).json() == {"redriven": 0, "more": False}
+    narrowed = await client.post("/api/v1/dead-letters/redrive", json={"error_code": "task.poison"})
+    assert (narrowed.status_code, narrowed.json()) == (202, {"redriven": 0, "more": False})
+    naive = await client.post("/api/v1/dead-letters/redrive", json={"before": "2026-01-01T00:00:00"})
+    is_problem(naive, 400, "request.invalid")
+    found = await client.get(
+        "/api/v1/dead-letters?queue=batch&kind=ingest_content&error_code=x&after=2020-01-01T00:00:00Z"
+        "&before=2090-01-01T00:00:00Z"
+    )
+    assert (found.status_code, found.json()["items"]) == (200, [])
+    member = await api.new_key(client.headers["authorization"].removeprefix("Bearer "), "member")
+    async with api.client(member) as other:
+        is_problem(await other.post("/api/v1/dead-letters/discard", json={}), 403, "auth.forbidden")

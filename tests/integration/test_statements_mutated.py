@@ -50,7 +50,6 @@ FIND_NOTHING = {
     "TaskRepository.fence",
     "TaskRepository.heartbeat",
     "TaskRepository.progress",
-    "TaskRepository.redrive_batch",
 }
 # A statement that says the same of two tenants' rows as of one's: whether there is any.
 SAY_THE_SAME = {"ContentRepository.condemn"}

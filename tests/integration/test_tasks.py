@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from internal.entities.ids import new_id
-from internal.entities.tasks import Ending, Lease, NewTask, Outcome, Queue, TaskPolicy, TaskStatus
+from internal.entities.tasks import Ending, Lease, NewTask, Outcome, Queue, TaskFilter, TaskPolicy, TaskStatus
 from internal.repositories.store import open_store
 from internal.services.tasks import TaskService
 from pkg.apperr import AppError, Code
@@ -45,6 +45,13 @@ async def end(ledger: Ledger, ctx: Context, lease: Lease, status: TaskStatus) ->
         await tx.tasks.end(lease, Ending(status=status, outcome=outcome, used_try=True, error_code="x.y"))
 
 
+ALL = TaskFilter()
+
+
+def those(*statuses: TaskStatus, **conditions: Any) -> TaskFilter:
+    return TaskFilter(statuses=frozenset(statuses), **conditions)
+
+
 def fellow(ctx: Context) -> Context:
     return msgspec.structs.replace(ctx, user_id=new_id())
 
@@ -58,14 +65,14 @@ async def refused(call: Any) -> Code:
 async def test_lists_are_narrowed_and_paged_newest_first(ledger: Ledger, service: TaskService) -> None:
     ctx = await ledger.tenant()
     added = [*await ledger.add(ctx, count=3), *await ledger.add(ctx, count=2, queue=Queue.BATCH)]
-    first, cursor = await service.list(ctx, limit=3)
-    rest, last = await service.list(ctx, limit=3, cursor=cursor)
+    first, cursor = await service.list(ctx, ALL, limit=3)
+    rest, last = await service.list(ctx, ALL, limit=3, cursor=cursor)
     assert [task.id for task in first + rest] == [task.id for task in reversed(added)]
     assert last is None
-    batch, _ = await service.list(ctx, queue=Queue.BATCH, status=TaskStatus.QUEUED, limit=10)
+    batch, _ = await service.list(ctx, those(TaskStatus.QUEUED, queue=Queue.BATCH), limit=10)
     assert [task.id for task in batch] == [added[4].id, added[3].id]
-    assert await service.list(ctx, status=TaskStatus.DEAD, limit=10) == ([], None)
-    assert await refused(service.list(ctx, limit=3, cursor="no cursor")) is Code.REQUEST_INVALID
+    assert await service.list(ctx, those(TaskStatus.DEAD), limit=10) == ([], None)
+    assert await refused(service.list(ctx, ALL, limit=3, cursor="no cursor")) is Code.REQUEST_INVALID
 
 
 async def test_a_task_is_its_users_and_of_those_who_see_its_document(ledger: Ledger, service: TaskService) -> None:
@@ -75,8 +82,8 @@ async def test_a_task_is_its_users_and_of_those_who_see_its_document(ledger: Led
         tasks = [
             await tx.tasks.add(NewTask(kind="note", version=1, document_id=found)) for found in (shown, hidden, None)
         ]
-    assert len((await service.list(ctx, limit=10))[0]) == 3
-    assert [task.id for task in (await service.list(fellow(ctx), limit=10))[0]] == [tasks[0].id]
+    assert len((await service.list(ctx, ALL, limit=10))[0]) == 3
+    assert [task.id for task in (await service.list(fellow(ctx), ALL, limit=10))[0]] == [tasks[0].id]
     assert (await service.get(fellow(ctx), tasks[0].id)).document_id == shown
     for other, found in ((fellow(ctx), tasks[1:]), (stranger, tasks)):
         for task in found:
@@ -164,26 +171,6 @@ async def test_a_lease_in_use_isnt_swept_and_a_restarted_server_gives_time(ledge
     async with ledger.relay_store.system("test") as tx:
         assert await tx.ledger.sweep(grace=1e6) == []
         assert len(await tx.ledger.sweep(grace=0)) == 1
-
-
-async def test_dead_letters_are_listed_and_driven_again(ledger: Ledger, service: TaskService) -> None:
-    ctx, other = await ledger.tenant(), await ledger.tenant()
-    await ledger.add(ctx, count=3)
-    [foreign] = await ledger.add(other)
-    for lease in await claim(ledger):
-        await end(ledger, other if lease.task.id == foreign.id else ctx, lease, TaskStatus.DEAD)
-    letters, _ = await service.dead_letters(ctx, limit=10)
-    assert [(task.error_code, task.retry_count) for task in letters] == [("x.y", 1)] * 3
-    again = await service.redrive(ctx, letters[0].id)
-    assert (again.status, again.retry_count, again.error_code) == (TaskStatus.QUEUED, 0, None)
-    assert await refused(service.redrive(ctx, letters[0].id)) is Code.TASK_NOT_FOUND
-    assert await service.redrive_all(ctx) == 2
-    assert await service.dead_letters(ctx, limit=10) == ([], None)
-    assert len((await service.dead_letters(other, limit=10))[0]) == 1
-    attempts = await service.attempts(ctx, letters[0].id)
-    assert [(attempt.number, attempt.outcome, attempt.error_code) for attempt in attempts] == [
-        (1, Outcome.FAILED, "x.y")
-    ]
 
 
 async def test_a_full_queue_refuses_new_work_but_not_removals(ledger: Ledger) -> None:

@@ -41,6 +41,7 @@ ALLOWED = {
     ("running", "cancelled"),
     ("failed", "queued"),
     ("dead", "queued"),
+    ("dead", "failed"),
     ("cancelled", "queued"),
 }
 
