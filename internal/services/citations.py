@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from internal.entities.conversations import Passage
+from internal.services.chunking_sentences import sentences
 from internal.services.safetext import SafeText
 
 OPENING = re.compile(r"[\[【［]")
@@ -13,7 +14,6 @@ MARK = re.compile(r"[\[【［]\s*\^?\s*(\d{1,3}(?:\s*[-–,，、;；]\s*\d{1,3}
 UNFINISHED = re.compile(r"[\[【［][\s\d^,，、;；\-–]{0,40}(?:†[^\]】］\n]{0,40})?\Z")
 RANGE = re.compile(r"(\d+)\s*[-–]\s*(\d+)|(\d+)")
 LONGEST_RANGE = 20
-SENTENCE_END = re.compile(r"(?<=[。！？\n])|(?<=[.!?])\s+")
 CLAIM_CHARACTERS = 600
 
 
@@ -98,7 +98,7 @@ class AnswerText:
 
     def _claim(self) -> str:
         """The sentence that a mark at this point stands behind."""
-        parts = [part.strip() for part in SENTENCE_END.split(self._plain) if part.strip()]
+        parts = sentences(self._plain)
         return parts[-1] if parts else ""
 
 

@@ -81,6 +81,19 @@ def test_what_a_mark_backs() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Dr. Smith, of the U.S. office, approves flights above 900 dollars, e.g. to Tokyo",
+        "The filter is of size No. 4 (cf. Fig. 2)",
+        "使用 Python 3.11 运行 v1.2 版",
+    ],
+)
+def test_a_statement_is_the_whole_sentence(sentence: str) -> None:
+    (cited,) = run(f"Before it. {sentence} [1].").cited()
+    assert cited.claims == (sentence,)
+
+
 def test_a_mark_is_never_sent_in_part() -> None:
     answer = AnswerText(PASSAGES)
     assert answer.feed("Yes [") == "Yes "
