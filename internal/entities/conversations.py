@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from internal.entities.parsed import Location
+from internal.entities.parsed import Location, Part
 
 NOT_IN_DOCUMENTS = "NOT_IN_DOCUMENTS"
 """What a model says, alone, when the passages don't hold an answer; readers get a sentence in their language."""
@@ -40,7 +40,8 @@ class ConversationChanges(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Citation(msgspec.Struct, frozen=True, kw_only=True):
-    """The source of a statement marked `[index]`. `quote` is a part of the stored passage, character for character."""
+    """The source of a statement marked `[index]`. `quote` is a part of the stored passage, character for character;
+    `location` is where the quote begins."""
 
     index: int
     chunk_id: UUID
@@ -86,7 +87,10 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Passage(msgspec.Struct, frozen=True, kw_only=True):
-    """A retrieved chunk. `number` counts from 1 and is what a model cites; `score` is the search's own."""
+    """A retrieved chunk. `number` counts from 1 and is what a model cites; `score` is the search's own.
+
+    `location` is where it begins, `parts` where its parts stand if they don't all stand there.
+    """
 
     number: int
     chunk_id: UUID
@@ -95,6 +99,7 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     score: float
     location: Location
+    parts: tuple[Part, ...] = ()
 
 
 class ChatMessage(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from internal.entities.parsed import Location
+from internal.entities.parsed import Location, Part
 
 
 class Visibility(StrEnum):
@@ -125,7 +125,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """A passage as it is stored. `hash` and `text_hash` are SHA-256 (C7: identity, and what was embedded)."""
+    """A passage as it is stored. `hash` and `text_hash` are SHA-256 (C7: identity, and what was embedded).
+
+    `location` is where it begins, `parts` where its parts stand if they don't all stand there.
+    """
 
     id: UUID
     ordinal: int
@@ -134,3 +137,4 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     tokens: int
     location: Location
+    parts: tuple[Part, ...] = ()

@@ -8,6 +8,10 @@ import msgspec
 BlockKind = Literal["heading", "paragraph", "list_item", "table_row", "code", "caption"]
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
 class Location(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Where a text stands in its source. `page` counts from 1; `heading` is a path "A > B"; times in milliseconds;
     `box` is (x0, y0, x1, y1) as shares of the page's width and height, origin at the top left."""
@@ -16,18 +20,26 @@ class Location(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     heading: str | None = None
     start_ms: int | None = None
     end_ms: int | None = None
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a text stands at one place: from `start`, in characters, to where the next part starts."""
+
+    start: int
+    location: Location
 
 
 class Block(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One structural piece of text. `level` is 1 to 6 for headings; `header` is the header line of a table row
-    (None for the header row itself)."""
+    (None for the header row itself). `parts`, the first at 0, where not all of it stands at `location`."""
 
     kind: BlockKind
     text: str
     location: Location = Location()
     level: int = 0
     header: str | None = None
+    parts: tuple[Part, ...] = ()
 
 
 class PageImage(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, QueryParameter
 
 from internal.entities.documents import Chunk, Document, DocumentChanges, DocumentFilter, DocumentStatus, Visibility
-from internal.entities.parsed import Location
+from internal.entities.parsed import Location, Part
 from internal.handlers.auth import access
 from internal.handlers.downloads import download
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, bad_cursor, page_of, read_cursor, read_id
@@ -60,13 +60,17 @@ class UploadOut(msgspec.Struct, frozen=True):
 
 
 class ChunkOut(msgspec.Struct, frozen=True):
-    """A passage of a document, with its place."""
+    """A passage of a document, with the place where it begins.
+
+    `parts` tells for each part where it stands; `start` counts characters of `text`, and a part reaches to the next.
+    """
 
     id: UUID
     ordinal: int
     text: str
     tokens: int
     location: Location
+    parts: tuple[Part, ...]
 
 
 class DocumentChangesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -254,4 +258,5 @@ def document_out(document: Document) -> DocumentOut:
 
 
 def _chunk_out(chunk: Chunk) -> ChunkOut:
-    return ChunkOut(chunk.id, chunk.ordinal, chunk.text, chunk.tokens, chunk.location)
+    parts = chunk.parts or (Part(start=0, location=chunk.location),)
+    return ChunkOut(chunk.id, chunk.ordinal, chunk.text, chunk.tokens, chunk.location, parts)

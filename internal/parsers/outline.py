@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from internal.entities.parsed import Block, BlockKind, Location, PageImage, Parsed
+from internal.entities.parsed import Block, BlockKind, Box, Location, PageImage, Parsed, Part
 from internal.parsers.clean import clean, flow, is_cjk, join_lines, one_line
 from pkg.apperr import AppError, Code
 
@@ -15,7 +15,7 @@ MAX_FLOWING = 20_000
 SENTENCE_ENDS = tuple(".!?:;。！？：；…”」』")
 CELL = " | "
 BLOCK_BYTES = 32
-"""What a block takes in the result beside its text: names of fields, kind and place."""
+"""What a block, or a part of one, takes in the result beside its text: names of fields, kind and place."""
 
 
 class Outline:
@@ -55,9 +55,7 @@ class Outline:
         self._path = path
         self._heading = " > ".join(heading for _, heading in path) or None
 
-    def text(
-        self, text: str, kind: BlockKind = "paragraph", box: tuple[float, float, float, float] | None = None
-    ) -> None:
+    def text(self, text: str, kind: BlockKind = "paragraph", box: Box | None = None) -> None:
         """A paragraph, list item or caption; empty ones are dropped."""
         text = flow(text)
         if text:
@@ -71,13 +69,15 @@ class Outline:
         flows_on = text[:1].islower() or (is_cjk(text[:1]) and is_cjk(last.text[-1]) and len(last.text) >= MIN_FLOWING)
         return flows_on and len(last.text) < MAX_FLOWING
 
-    def extend(self, text: str) -> None:
-        """Adds to the paragraph written last, which keeps its place."""
+    def extend(self, text: str, box: Box | None = None) -> None:
+        """Adds to the paragraph written last, which keeps its place; what is added has its own."""
         last = self._blocks.pop()
         joined = flow(join_lines(last.text, text))
-        self._left += self._cost(last.text, last.header)
-        self._add("paragraph", joined, box=last.location.box)
-        self._blocks[-1] = msgspec.structs.replace(self._blocks[-1], location=last.location)
+        added = Part(start=max(0, len(joined) - len(flow(text))), location=self._location(box))
+        self._left += self._cost(last.text, last.header) - self._cost("", None)
+        self._add("paragraph", joined)
+        parts = (*(last.parts or (Part(start=0, location=last.location),)), added)
+        self._blocks[-1] = msgspec.structs.replace(self._blocks[-1], location=last.location, parts=parts)
 
     def code(self, text: str) -> None:
         """Preformatted text, whose blanks matter."""
@@ -126,7 +126,7 @@ class Outline:
         *,
         level: int = 0,
         header: str | None = None,
-        box: tuple[float, float, float, float] | None = None,
+        box: Box | None = None,
     ) -> None:
         self._left -= self._cost(text, header)
         if self._left < 0:
@@ -141,7 +141,7 @@ class Outline:
         """Bytes of a block in the result; millions of short lines are mostly the second part."""
         return len(text.encode()) + BLOCK_BYTES + len(header or "") + len(self._heading or "")
 
-    def _location(self, box: tuple[float, float, float, float] | None) -> Location:
+    def _location(self, box: Box | None) -> Location:
         """One object for all blocks of a section of a page: a large file has millions of blocks."""
         if self._place.page != self.page or self._place.heading != self._heading:
             self._place = Location(page=self.page, heading=self._heading)

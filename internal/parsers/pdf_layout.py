@@ -207,7 +207,7 @@ def _write_group(page: Page, group: list[Line], level: int, outline: Outline, *,
         cells = group[0].cells
         outline.table_row(CELL.join(one_line(cell) for cell in cells) if len(cells) > 1 else text, None)
     elif jumped and outline.continues(text):
-        outline.extend(text)
+        outline.extend(text, box)
     else:
         outline.text(text, "list_item" if _ITEM.match(text) and not is_cjk(text[0]) else "paragraph", box)
 

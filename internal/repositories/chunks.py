@@ -1,11 +1,14 @@
 """SQL of chunks: passages with their places, written in bulk under an unpublished generation."""
 
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from internal.entities.documents import Chunk
-from internal.entities.parsed import Location
+from internal.entities.parsed import Location, Part
 from internal.repositories.rows import sure
 from pkg.ctxutil import Context
 
@@ -21,12 +24,12 @@ class ChunkRepository:
         """Inserts many at once; those that are there already (by C7's hash) are left as they are."""
         await self._conn.execute(
             "insert into chunks (tenant_id, id, content_id, generation_id, ordinal, hash, text_hash, text, tokens,"
-            " page, heading, start_ms, end_ms, box)"
+            " page, heading, start_ms, end_ms, box, parts)"
             " select $1, c.id, $2, $3, c.ordinal, c.hash, c.text_hash, c.text, c.tokens, c.page, c.heading,"
-            " c.start_ms, c.end_ms, string_to_array(nullif(c.box, ''), ' ')::real[]"
+            " c.start_ms, c.end_ms, string_to_array(nullif(c.box, ''), ' ')::real[], c.parts::json"
             " from unnest($4::uuid[], $5::int[], $6::bytea[], $7::bytea[], $8::text[], $9::int[], $10::int[],"
-            " $11::text[], $12::int[], $13::int[], $14::text[])"
-            " as c (id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box)"
+            " $11::text[], $12::int[], $13::int[], $14::text[], $15::text[])"
+            " as c (id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box, parts)"
             " on conflict (tenant_id, hash) do nothing",
             self._ctx.tenant_id,
             content_id,
@@ -42,6 +45,7 @@ class ChunkRepository:
             [chunk.location.start_ms for chunk in chunks],
             [chunk.location.end_ms for chunk in chunks],
             [" ".join(map(str, chunk.location.box or ())) for chunk in chunks],
+            [_written(chunk.parts) for chunk in chunks],
         )
 
     async def hashes(self, generation_id: UUID) -> set[bytes]:
@@ -50,6 +54,15 @@ class ChunkRepository:
             "select hash from chunks where tenant_id = $1 and generation_id = $2", self._ctx.tenant_id, generation_id
         )
         return {row["hash"] for row in rows}
+
+    async def parts(self, chunk_ids: Sequence[UUID]) -> dict[UUID, tuple[Part, ...]]:
+        """Where the parts of chunks stand; a chunk that stands at one place has none, one that is gone neither."""
+        rows = await self._conn.fetch(
+            "select id, parts from chunks where tenant_id = $1 and id = any($2) and parts is not null",
+            self._ctx.tenant_id,
+            chunk_ids,
+        )
+        return {row["id"]: _read(row["parts"]) for row in rows}
 
     async def remove(self, generation_id: UUID, *, limit: int) -> int:
         """Removes up to `limit` chunks with their vectors and terms; answers how many, 0 when none is left."""
@@ -66,7 +79,8 @@ class ChunkRepository:
     async def list(self, generation_id: UUID, *, limit: int, after: int) -> list[Chunk]:
         """Up to `limit` chunks in the order of the text, those whose ordinal is greater than `after`."""
         rows = await self._conn.fetch(
-            "select id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box from chunks"
+            "select id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box, parts"
+            " from chunks"
             " where tenant_id = $1 and generation_id = $2 and ordinal > $3 order by ordinal limit $4",
             self._ctx.tenant_id,
             generation_id,
@@ -91,4 +105,26 @@ def _chunk(row: asyncpg.Record) -> Chunk:
             end_ms=row["end_ms"],
             box=tuple(row["box"]) if row["box"] else None,
         ),
+        parts=_read(row["parts"]),
     )
+
+
+def _written(parts: Sequence[Part]) -> str | None:
+    """Pairs of start and what differs from the place before, which is a third of all of it; null for no parts."""
+    if not parts:
+        return None
+    told, pairs = Location(), list[tuple[int, dict[str, Any]]]()
+    for part in parts:
+        known, new = msgspec.structs.asdict(told), msgspec.structs.asdict(part.location)
+        pairs.append((part.start, {field: value for field, value in new.items() if value != known[field]}))
+        told = part.location
+    return msgspec.json.encode(pairs).decode()
+
+
+def _read(written: str | None) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    told: dict[str, Any] = {}
+    for start, changes in msgspec.json.decode(written, type=list[tuple[int, dict[str, Any]]]) if written else ():
+        told = told | changes
+        parts.append(Part(start=start, location=msgspec.convert(told, Location)))
+    return tuple(parts)

@@ -25,7 +25,7 @@ from internal.entities.conversations import (
     Prompt,
     Usage,
 )
-from internal.entities.search import Filters, SearchRequest, SearchResult
+from internal.entities.search import Filters, SearchHit, SearchRequest, SearchResult
 from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
 from internal.services.citations import AnswerText
@@ -141,19 +141,7 @@ class ChatService:
         searched = standalone(question, history)
         narrow = Filters(document_ids=document_ids or conversation.document_ids)
         result = await self._search.search(ctx, SearchRequest(query=searched, k=PASSAGES, filters=narrow))
-        passages = [
-            Passage(
-                number=number,
-                chunk_id=hit.chunk_id,
-                document_id=hit.document_id,
-                filename=hit.filename,
-                text=hit.text,
-                score=hit.score,
-                location=hit.location,
-            )
-            for number, hit in enumerate(result.items, 1)
-        ]
-        prompt = build(question, searched, passages, history)
+        prompt = build(question, searched, await self._passages(ctx, result.items), history)
         return Turn(conversation_id=conversation_id, question=question, prompt=prompt)
 
     async def stream(self, ctx: Context, turn: Turn) -> AsyncGenerator[AnswerEvent]:
@@ -210,6 +198,24 @@ class ChatService:
         """Up to `limit` conversations, last used first, those before the (updated_at, id)."""
         async with self._store.tenant(ctx) as tx:
             return await tx.conversations.list(limit=limit, before=before)
+
+    async def _passages(self, ctx: Context, hits: "list[SearchHit]") -> "list[Passage]":
+        """Hits as a model may cite them, with the places of their parts."""
+        async with self._store.tenant(ctx) as tx:
+            parts = await tx.chunks.parts([hit.chunk_id for hit in hits])
+        return [
+            Passage(
+                number=number,
+                chunk_id=hit.chunk_id,
+                document_id=hit.document_id,
+                filename=hit.filename,
+                text=hit.text,
+                score=hit.score,
+                location=hit.location,
+                parts=parts.get(hit.chunk_id, ()),
+            )
+            for number, hit in enumerate(hits, 1)
+        ]
 
     async def _pieces(self, ctx: Context, turn: Turn) -> AsyncGenerator[str | Usage]:
         """The model's answer; where the search found nothing no model is asked, since it could only invent."""

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from internal.entities.parsed import Block, BlockKind, Location, Parsed
+from internal.entities.parsed import Block, BlockKind, Location, Parsed, Part
 from internal.services.chunking_sentences import can_cut, sentences, spans
+from internal.services.places import join, place
 
 __all__ = ["Chunk", "Unit", "assemble", "embedding_text", "sentences", "units"]
 
@@ -31,7 +32,7 @@ UNIT_WEIGHT = 280.0  # tokens, roughly, beyond which a sentence is divided
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence, heading, list item or table row. `before` is what parts it from the unit ahead of it in a chunk;
-    `block` is the number of its block."""
+    `block` is the number of its block; `header` of a table row stands at `header_location`."""
 
     text: str
     kind: BlockKind
@@ -40,16 +41,19 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     block: int
     level: int = 0
     header: str | None = None
+    header_location: Location | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a document, ready to embed and to quote. `tokens` counts `text` alone."""
+    """A piece of a document, ready to embed and to quote. `tokens` counts `text` alone; `parts` where it stands at
+    more than one place."""
 
     text: str
     tokens: int
     location: Location
     ordinal: int
     context: str | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def embedding_text(chunk: Chunk) -> str:
@@ -61,18 +65,22 @@ def units(parsed: Parsed) -> list[Unit]:
     """The pieces of a document in reading order. None of them is empty or cuts a grapheme."""
     found: list[Unit] = []
     previous: Block | None = None
+    headers: dict[str, Location] = {}
     for number, block in enumerate(parsed.blocks):
         before = _separator(previous, block)
-        for text, between in _pieces(block):
+        if block.kind == "table_row" and block.header is None:
+            headers[block.text] = block.location
+        for start, text, between in _pieces(block):
             found.append(
                 Unit(
                     text=text,
                     kind=block.kind,
-                    location=block.location,
+                    location=place(block.parts, block.location, start, start + len(text)),
                     before=between if between is not None else before,
                     block=number,
                     level=block.level,
                     header=block.header,
+                    header_location=headers.get(block.header) if block.header else None,
                 )
             )
         previous = block
@@ -180,15 +188,15 @@ class _Assembler:
         items, self._open = self._open, []
         if not items:
             return
-        lines: list[str] = []
+        pieces: list[tuple[str, str, Location]] = []
         for index, item in enumerate(items):
+            unit, before = item.unit, item.unit.before
             header = self._header_for(items[:index], item)
             if header:
-                lines += [item.unit.before, header, "\n"]
-            else:
-                lines.append(item.unit.before)
-            lines.append(item.unit.text)
-        text = "".join(lines[1:]).rstrip()
+                pieces.append((before, header, unit.header_location or unit.location))
+                before = "\n"
+            pieces.append((before, unit.text, unit.location))
+        text, parts = join(pieces)
         self._chunks.append(
             Chunk(
                 text=text,
@@ -196,6 +204,7 @@ class _Assembler:
                 location=_place([item.unit for item in items]),
                 ordinal=len(self._chunks),
                 context=_context(self._title, [item.unit for item in items]),
+                parts=parts,
             )
         )
 
@@ -232,8 +241,9 @@ def _separator(previous: Block | None, block: Block) -> str:
     return "\n\n"
 
 
-def _pieces(block: Block) -> Iterator[tuple[str, str | None]]:
-    """Pieces of a block with the blanks ahead of them; None for the first, which a block separator precedes."""
+def _pieces(block: Block) -> Iterator[tuple[int, str, str | None]]:
+    """Where each piece of a block starts, the piece, and the blanks ahead; None for the first, which a block separator
+    precedes."""
     end = 0
     first = True
     for start, stop in (
@@ -244,12 +254,11 @@ def _pieces(block: Block) -> Iterator[tuple[str, str | None]]:
         between = block.text[end:begin]
         position = begin
         for cut in _cuts(block.text, begin, stop):
-            piece = block.text[position:cut]
-            position = cut
+            at, piece, position = position, block.text[position:cut], cut
             if not piece.strip():
                 between += piece
                 continue
-            yield piece, None if first else between
+            yield at, piece, None if first else between
             first, between = False, ""
         end = stop
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from internal.entities.documents import Chunk, Content, Generation
 from internal.entities.events import DocumentReady
-from internal.entities.parsed import Block, Location, PageImage, Parsed
+from internal.entities.ocr import OcrPage
+from internal.entities.parsed import Block, Box, Location, Parsed
 from internal.entities.search import ChunkTerms
 from internal.entities.tasks import Lease
 from internal.parsers.sandbox import Sandbox
@@ -27,6 +28,7 @@ from internal.providers.ocr import Ocr
 from internal.repositories.store import Store, Tx
 from internal.services import chunking
 from internal.services.embedder import Embedder
+from internal.services.places import join
 from internal.services.purge import remove_retired
 from internal.services.terms import TermAnalyser
 from pkg import failpoints, logger
@@ -133,26 +135,12 @@ class IngestService:
             if not parsed.page_images:
                 return parsed
             recognised: dict[int, list[Block]] = {}
-            for number, image in enumerate(parsed.page_images):
-                share = PARSED_SHARE + (READ_SHARE - PARSED_SHARE) * number / len(parsed.page_images)
+            for done, image in enumerate(parsed.page_images):
+                share = PARSED_SHARE + (READ_SHARE - PARSED_SHARE) * done / len(parsed.page_images)
                 await self._progress(ctx, lease, "recognising", share)
-                recognised.setdefault(image.page, []).extend(await self._recognise(image, work))
+                page = await self._ocr.read(work / image.path)
+                recognised.setdefault(image.page, []).extend(recognise(page, number=image.page))
             return parsed.with_pages(recognised)
-
-    async def _recognise(self, image: PageImage, work: Path) -> list[Block]:
-        """The lines of one picture as a block with their common box, in shares of the picture."""
-        page = await self._ocr.read(work / image.path)
-        lines = [line for line in page.lines if line.confidence >= SURE and line.text.strip()]
-        if sum(_letters(line.text) for line in lines) < FEWEST_LETTERS:
-            return []
-        box = (
-            min(line.box[0] for line in lines) / page.width,
-            min(line.box[1] for line in lines) / page.height,
-            max(line.box[2] for line in lines) / page.width,
-            max(line.box[3] for line in lines) / page.height,
-        )
-        text = "\n".join(line.text for line in lines)
-        return [Block(kind="paragraph", text=text, location=Location(page=image.page, box=box))]
 
     async def _cut(self, ctx: Context, content: Content, generation: Generation, parsed: Parsed) -> list[Passage]:
         """Passages with their identity: (content hash, version, ordinal, text) as C7 wants."""
@@ -240,6 +228,27 @@ def _letters(text: str) -> int:
     return sum(2 if ord(char) >= FIRST_IDEOGRAPH else 1 for char in text if char.isalnum())
 
 
+def recognise(page: OcrPage, *, number: int) -> list[Block]:
+    """The lines of the picture of page `number` as a block, each with its box, in shares of the picture."""
+    lines = [line for line in page.lines if line.confidence >= SURE and line.text.strip()]
+    if sum(_letters(line.text) for line in lines) < FEWEST_LETTERS:
+        return []
+    places = [Location(page=number, box=_shares(line.box, page)) for line in lines]
+    text, parts = join(("\n", line.text, location) for line, location in zip(lines, places, strict=True))
+    return [Block(kind="paragraph", text=text, location=places[0], parts=parts)]
+
+
+def _shares(box: Box, page: OcrPage) -> Box:
+    """A box in pixels as shares of its picture."""
+    x0, y0, x1, y1 = box
+    return (
+        round(x0 / page.width, 4),
+        round(y0 / page.height, 4),
+        round(x1 / page.width, 4),
+        round(y1 / page.height, 4),
+    )
+
+
 def _metadata(parsed: Parsed) -> dict[str, Any]:
     """What the document page shows; a warning tells what couldn't be read."""
     return {**parsed.metadata, **({"warnings": list(parsed.warnings)} if parsed.warnings else {})}
@@ -259,6 +268,7 @@ def _passage(content: Content, generation: Generation, piece: chunking.Chunk) ->
         text=piece.text,
         tokens=piece.tokens,
         location=piece.location,
+        parts=piece.parts,
     )
     return Passage(chunk, searched)
 

@@ -89,8 +89,18 @@ def build(question: str, searched: str, passages: Sequence[Passage], history: Se
 
 def _framed(passage: Passage, nonce: str) -> str:
     name = " ".join(passage.filename.split())
-    where = f", page {passage.location.page}" if passage.location.page else ""
-    return f"<<<{nonce} [{passage.number}] {name}{where}\n{passage.text}\n<<<{nonce} end of [{passage.number}]"
+    return (
+        f"<<<{nonce} [{passage.number}] {name}{_pages(passage)}\n{passage.text}\n<<<{nonce} end of [{passage.number}]"
+    )
+
+
+def _pages(passage: Passage) -> str:
+    locations = [passage.location, *(part.location for part in passage.parts)]
+    pages = [location.page for location in locations if location.page]
+    if not pages:
+        return ""
+    first, last = min(pages), max(pages)
+    return f", page {first}" if first == last else f", pages {first} to {last}"
 
 
 def _within(passages: Sequence[Passage]) -> tuple[Passage, ...]:

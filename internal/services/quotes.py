@@ -9,6 +9,7 @@ from internal.entities.conversations import Citation
 from internal.services.citations import Cited
 from internal.services.evidence import Sentences, content_terms
 from internal.services.extractive import Embeds
+from internal.services.places import place
 from internal.services.terms import TermAnalyser
 from pkg import logger
 from pkg.apperr import TRANSIENT, AppError
@@ -41,25 +42,27 @@ class Quoter:
 
     async def _citation(self, ctx: Context, item: Cited) -> Citation:
         passage = item.passage
+        start, end = await self._quote(ctx, passage.text, item.claims)
         return Citation(
             index=item.index,
             chunk_id=passage.chunk_id,
             document_id=passage.document_id,
             filename=passage.filename,
-            quote=await self._quote(ctx, passage.text, item.claims),
-            location=passage.location,
+            quote=passage.text[start:end],
+            location=place(passage.parts, passage.location, start, end),
         )
 
-    async def _quote(self, ctx: Context, text: str, claims: Sequence[str]) -> str:
-        """The sentence behind each claim; several are quoted together with what stands between them."""
+    async def _quote(self, ctx: Context, text: str, claims: Sequence[str]) -> tuple[int, int]:
+        """Where the sentence behind each claim stands; several are quoted together with what stands between them."""
         spans = locate(text, self._split(text))
         if not spans:
-            return text[:LONGEST_QUOTE].strip()
+            bare = text.strip()[:LONGEST_QUOTE].rstrip()
+            return text.index(bare), text.index(bare) + len(bare)
         best = [await self._best(ctx, spans, claim) for claim in claims] or [spans[0]]
         start, end = min(span.start for span in best), max(span.end for span in best)
         if end - start > LONGEST_QUOTE:
             start, end = best[0].start, min(best[0].end, best[0].start + LONGEST_QUOTE)
-        return text[start:end]
+        return start, end
 
     async def _best(self, ctx: Context, spans: Sequence[Span], claim: str) -> Span:
         wanted = content_terms(self._analyser, claim)

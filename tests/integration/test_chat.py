@@ -7,6 +7,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import numpy as np
 import pytest
 
@@ -34,6 +35,7 @@ from pkg.apperr import AppError, Code
 from pkg.config import Ai
 from pkg.ctxutil import Context, Role
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake, vector_of
+from tests.library import Library
 from tests.seeds import Seeded, seed
 from tests.servers import Database
 
@@ -48,6 +50,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.texts: Sequence[str] = TEXTS
+        self.chunks: Sequence[UUID] = ()
         self.asked: list[SearchRequest] = []
         self.error: AppError | None = None
 
@@ -57,7 +60,7 @@ class Shelf:
             raise self.error
         hits = [
             SearchHit(
-                chunk_id=new_id(),
+                chunk_id=self.chunks[number - 1] if self.chunks else new_id(),
                 document_id=new_id(),
                 filename=f"policy {number}.pdf",
                 source_type="document",
@@ -155,6 +158,24 @@ async def test_two_statements_on_one_passage_are_quoted_together(scene: Scene) -
     scene.fake.replies.append(Reply(text="Refunds are paid in 30 days [1]. Shipping costs are kept [1]."))
     (citation,) = (await scene.ask()).citations
     assert citation.quote == TEXTS[0]
+
+
+async def test_a_models_citation_has_the_place_of_its_quote(scene: Scene, module_database: Database) -> None:
+    library = await Library.open(module_database)
+    text = "Alpha\n\nApples are red.\n\nBeta\n\nBananas are yellow."
+    places = [Location(page=1, heading="Alpha"), Location(page=2, heading="Beta", box=(0.1, 0.2, 0.3, 0.4))]
+    entry = await library.add(scene.ctx, [text], visibility="private")
+    told = msgspec.json.encode([(0, places[0]), (text.index("Beta"), places[1])]).decode()
+    await library.owner.execute("update chunks set parts = $2::json where id = $1", entry.chunks[0], told)
+    scene.shelf.texts, scene.shelf.chunks = [text], entry.chunks
+    for quote, location in (("Apples are red.", places[0]), ("Bananas are yellow.", places[1])):
+        scene.fake.replies.append(Reply(text=f"{quote[:-1]} [1]."))
+        (citation,) = (await scene.ask()).citations
+        assert (citation.quote, citation.location) == (quote, location)
+    for ctx, known in ((scene.ctx, set(entry.chunks)), (scene.colleague, set())):
+        async with library.app.tenant(ctx) as tx:
+            assert set(await tx.chunks.parts(entry.chunks)) == known
+    await library.close()
 
 
 async def test_passages_are_framed_as_data_with_a_new_nonce_each_time(scene: Scene) -> None:

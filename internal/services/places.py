@@ -1,0 +1,42 @@
+"""The places of a text that was put together from several: kept where they change, and found again for a quote."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from internal.entities.parsed import Location, Part
+
+
+def join(pieces: Iterable[tuple[str, str, Location]]) -> tuple[str, tuple[Part, ...]]:
+    """One text of pieces, each with what parts it from the piece ahead, its own text and its place.
+
+    What stands ahead of the first piece and blanks at the end are dropped. No parts where all stands at one place.
+    """
+    written: list[str] = []
+    parts: list[Part] = []
+    length = 0
+    for before, piece, location in pieces:
+        if written:
+            written.append(before)
+            length += len(before)
+        if not parts or parts[-1].location != location:
+            parts.append(Part(start=length, location=location))
+        written.append(piece)
+        length += len(piece)
+    text = "".join(written).rstrip()
+    parts = [part for part in parts if part.start < len(text)]
+    return text, tuple(parts) if len(parts) > 1 else ()
+
+
+def place(parts: Sequence[Part], whole: Location, start: int, end: int) -> Location:
+    """Page, heading and box of the part where text[start:end] begins, and the times that it covers.
+
+    `whole` is the place of a text without parts.
+    """
+    if not parts:
+        return whole
+    first = max(0, bisect_right(parts, start, key=lambda part: part.start) - 1)
+    after = bisect_right(parts, max(start, end - 1), key=lambda part: part.start)
+    ends = [part.location.end_ms for part in parts[first:after] if part.location.end_ms is not None]
+    return msgspec.structs.replace(parts[first].location, end_ms=max(ends, default=None))
