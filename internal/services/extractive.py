@@ -63,12 +63,13 @@ class ExtractiveModel:
         self._neutral: dict[str, Vectors] = {}
 
     async def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
-        """Label, then sentence by sentence with its mark; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
+        """Label, then a line for each sentence with its mark; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
         chosen = await self._answers(ctx, prompt) or await self._answers_to_both(ctx, prompt)
         if chosen:
             yield f"{LABEL[language(prompt.question)]}\n\n"
             for place, item in enumerate(chosen):
-                yield f"{' ' if place else ''}{_shown(item.text)} [{item.passage.number}]"
+                line = f"{_shown(item.text)} [{item.passage.number}]"
+                yield f"\n{line}" if place else line
         else:
             yield NOT_IN_DOCUMENTS
         yield Usage()

@@ -1,5 +1,6 @@
 """Finds, in a cited passage, the exact words that back a statement."""
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -16,6 +17,8 @@ from pkg.apperr import TRANSIENT, AppError
 from pkg.ctxutil import Context
 
 LONGEST_QUOTE = 600
+LONG_CLAIM = 300  # characters of words from which the end of a sentence is as good as all of it
+WORD = re.compile(r"\w+")
 SURE = 0.15  # share of common terms from which words alone decide; below it, as across languages, meaning does
 
 
@@ -65,6 +68,11 @@ class Quoter:
         return start, end
 
     async def _best(self, ctx: Context, spans: Sequence[Span], claim: str) -> Span:
+        said = worded(claim)
+        for span in spans:
+            text = worded(span.text)
+            if text == said or (len(said) > LONG_CLAIM and text.endswith(said)):
+                return span
         wanted = content_terms(self._analyser, claim)
         scores = [overlap(wanted, content_terms(self._analyser, span.text)) for span in spans]
         if max(scores) < SURE and len(spans) > 1:
@@ -95,6 +103,11 @@ def locate(text: str, sentences: Sequence[str]) -> list[Span]:
             at = start + len(bare)
             spans.append(Span(start, at, bare))
     return spans
+
+
+def worded(text: str) -> str:
+    """The words and numbers alone, in order: what is left when blanks, brackets and quotation marks are changed."""
+    return " ".join(WORD.findall(text))
 
 
 def overlap(left: frozenset[str], right: frozenset[str]) -> float:

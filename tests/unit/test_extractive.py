@@ -9,6 +9,7 @@ from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt, U
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
 from internal.services.chunking_sentences import sentences
+from internal.services.citations import AnswerText
 from internal.services.evidence import Candidate, candidates, content_terms, coverage, language, subject
 from internal.services.extractive import ExtractiveModel, select
 from internal.services.prompts import leans
@@ -115,6 +116,15 @@ async def test_sentences_are_quoted_marked_and_labelled() -> None:
         "Trucks are green and loud in the morning.",
     )
     assert text == "From your documents:\n\nRefunds take 30 days after we receive the goods. [1]"
+
+
+async def test_each_sentence_has_its_line_so_that_its_mark_backs_it_alone() -> None:
+    said = await answer("refunds in days", "Refunds in days: 30\n\nThe sky was blue.", "Refunds in days at most: 40")
+    assert said == "From your documents:\n\nRefunds in days at most: 40 [2]\nRefunds in days: 30 [1]"
+    text = AnswerText([passage(1, ""), passage(2, "")])
+    text.feed(said)
+    text.finish()
+    assert [item.claims for item in text.cited()] == [("Refunds in days at most: 40",), ("Refunds in days: 30",)]
 
 
 async def test_nothing_that_fits_is_not_in_the_documents() -> None:

@@ -192,6 +192,14 @@ async def test_a_citation_has_the_place_of_its_quote() -> None:
     assert both.location == Location(page=2, heading="Beta")
 
 
+@pytest.mark.parametrize("quote", ["List item 1.1", "Cell 2 item 1", "List item 1", "See [1] and [2].", "项目一"])
+async def test_what_is_said_word_for_word_is_quoted_alone(quote: str) -> None:
+    lines = ("List item 1", "List item 1.1", "Cell 1 item 2", "Cell 2 item 1", "See [2] and [1].", "See [1] and [2].")
+    source = passage(Parsed(blocks=tuple(block(text, "list_item") for text in (*lines, "项目二", "项目一"))))
+    said = quote.replace("[", "(").replace("]", ")")
+    assert (await cite(source, f"From your documents:\n\n{said} [1]")).quote == quote
+
+
 def test_the_model_is_told_all_pages_of_a_passage() -> None:
     source = passage(sections())
     assert "[1] f.pdf, pages 1 to 3\n" in build("q", "q", [source], []).messages[-1].content
