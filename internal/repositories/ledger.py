@@ -1,4 +1,4 @@
-"""The ledger across tenants: calls of the functions in migrations/0005_ledger.sql, and nothing else."""
+"""The ledger across tenants: calls of functions that the migrations create, and nothing else."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -6,9 +6,11 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
-from internal.entities.events import PublishedEvent
-from internal.entities.tasks import Lease, Queue, QueueDepth, Task, TaskStatus, Wakeup
+from internal.entities.events import PublishedEvent, TaskFinished
+from internal.entities.ids import new_id
+from internal.entities.tasks import Ending, Lease, Queue, QueueDepth, Task, TaskStatus, Wakeup, check_transition
 from internal.repositories.rows import sure
 from pkg.ctxutil import Role
 
@@ -26,7 +28,7 @@ class LedgerRepository:
         """Picks due tasks, fairly, until `window` of a queue lie in Redis, `per_tenant` of each tenant."""
         rows = await self._conn.fetch(
             "select q.queue, d.task_id, d.number from unnest($1::text[]) as q (queue),"
-            " lateral dispatch_v1(q.queue, $2, $3) as d order by d.turn",
+            " lateral dispatch_v2(q.queue, $2, $3) as d order by d.turn",
             [queue.value for queue in queues],
             window,
             per_tenant,
@@ -60,7 +62,7 @@ class LedgerRepository:
         them goes back to the queue untouched.
         """
         rows = await self._conn.fetch(
-            "select * from claim_v1($1, $2, $3, $4, $5, $6)",
+            "select * from claim_v2($1, $2, $3, $4, $5, $6)",
             [wakeup.task_id for wakeup in delivered],
             [wakeup.number for wakeup in delivered],
             worker,
@@ -69,6 +71,30 @@ class LedgerRepository:
             list(versions.values()),
         )
         return [(Lease(task=_claimed(row), fence=row["fence"], worker=worker), row["has_payload"]) for row in rows]
+
+    async def end(self, endings: Sequence[tuple[Lease, Ending]]) -> set[tuple[UUID, int]]:
+        """Gives leases back, for good or for another attempt, and tells the outbox.
+
+        Answers (task id, fence) of those that were still held. One transaction: all are written down or none is.
+        """
+        for _lease, ending in endings:
+            check_transition(TaskStatus.RUNNING, ending.status)
+        rows = await self._conn.fetch(
+            "select task_id, fence from end_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            [lease.task.tenant_id for lease, _ending in endings],
+            [lease.task.id for lease, _ending in endings],
+            [lease.fence for lease, _ending in endings],
+            [ending.status.value for _lease, ending in endings],
+            [ending.outcome.value for _lease, ending in endings],
+            [None if ending.result is None else _json(ending.result) for _lease, ending in endings],
+            [ending.error_code for _lease, ending in endings],
+            [ending.error_message for _lease, ending in endings],
+            [int(ending.used_try) for _lease, ending in endings],
+            [ending.delay for _lease, ending in endings],
+            [new_id() for _ in endings],
+            [_json(_finished(lease.task, ending).payload()) for lease, ending in endings],
+        )
+        return {(row["task_id"], row["fence"]) for row in rows}
 
     async def sweep(self, *, grace: float) -> list[tuple[UUID, TaskStatus]]:
         """Takes expired leases away: each task's id, and whether it is queued again, dead or cancelled."""
@@ -144,3 +170,18 @@ def _claimed(row: asyncpg.Record) -> Task:
         due_at=row["started_at"],
         finished_at=None,
     )
+
+
+def _finished(task: Task, ending: Ending) -> TaskFinished:
+    return TaskFinished(
+        task_id=task.id,
+        task_kind=task.kind,
+        status=ending.status.value,
+        document_id=task.document_id,
+        content_id=task.content_id,
+        error_code=ending.error_code,
+    )
+
+
+def _json(value: dict[str, Any]) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,6 +1,5 @@
 """SQL of tasks: what users see and ask for, and what a worker writes under its lease."""
 
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +11,9 @@ from internal.entities.ids import new_id
 from internal.entities.tasks import (
     REMOVALS,
     Attempt,
-    Ending,
     Lease,
     Matter,
     NewTask,
-    Outcome,
     Task,
     TaskFilter,
     TaskPolicy,
@@ -31,32 +28,6 @@ from pkg.ctxutil import Context
 
 CHANNEL = "dreamhub_tasks"
 QUEUE_FULL_SECONDS = 30.0
-
-# Leases given back: task, attempt and event in one statement. A finished task's event is TaskFinished. It doesn't wake
-# the relay: with a notification in each of many small transactions, commits would stand in line for one lock. A task
-# that was to be cancelled isn't queued again: nobody might look at it for as long as its backoff.
-CALLED_OFF = "g.status = 'queued' and t.cancel_requested_at is not null"
-END = (
-    "with given as (select * from unnest($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],"  # noqa: S608 - constants
-    " $8::text[], $9::int[], $10::float8[], $11::uuid[], $12::text[])"
-    " as g (id, fence, status, outcome, result, code, message, tries, delay, event_id, event)),"
-    " ended as (update tasks t set status = case when " + CALLED_OFF + " then 'cancelled' else g.status end,"
-    " stage = case when " + CALLED_OFF + " then 'cancelled' when g.outcome = 'held' then 'held' else g.status end,"
-    " progress = case when g.status = 'succeeded' then 1 else t.progress end, result = g.result::jsonb,"
-    " error_code = g.code, error_message = g.message, retry_count = t.retry_count + g.tries,"
-    " due_at = clock_timestamp() + make_interval(secs => g.delay),"
-    " finished_at = case when g.status <> 'queued' or " + CALLED_OFF + " then clock_timestamp() end,"
-    " worker = null, lease_until = null, dispatched_at = null from given g"
-    " where t.tenant_id = $1 and t.id = any($2) and t.id = g.id and t.fence = g.fence and t.status = 'running'"
-    " returning t.id, t.fence, t.attempts, t.status, g.outcome, g.code, g.message, g.event_id, g.event),"
-    " attempt as (update task_attempts a set outcome = e.outcome, finished_at = clock_timestamp(),"
-    " error_code = e.code, error_message = e.message from ended e"
-    " where a.tenant_id = $1 and a.task_id = any($2) and a.task_id = e.id and a.number = e.attempts),"
-    " event as (insert into outbox (tenant_id, id, kind, payload)"
-    " select $1, e.event_id, 'task.finished', e.event::jsonb || jsonb_build_object('status', e.status)"
-    " from ended e where e.status <> 'queued')"
-    " select e.id, e.fence from ended e"
-)
 
 
 class TaskRepository:
@@ -250,36 +221,6 @@ class TaskRepository:
         )
         if not done:
             raise _fenced()
-
-    async def succeed(self, lease: Lease, result: dict[str, Any]) -> None:
-        """Ends the task well. Raises TASK_FENCED."""
-        await self.end(lease, Ending(status=TaskStatus.SUCCEEDED, outcome=Outcome.SUCCEEDED, result=result))
-
-    async def end(self, lease: Lease, ending: Ending) -> None:
-        """Gives the lease back, for good or for another attempt, and tells the outbox. Raises TASK_FENCED."""
-        if not await self.end_all([(lease, ending)]):
-            raise _fenced()
-
-    async def end_all(self, endings: Sequence[tuple[Lease, Ending]]) -> set[tuple[UUID, int]]:
-        """The same for many at once; answers (task id, fence) of those whose lease was still held."""
-        for _lease, ending in endings:
-            check_transition(TaskStatus.RUNNING, ending.status)
-        rows = await self._conn.fetch(
-            END,
-            self._ctx.tenant_id,
-            [lease.task.id for lease, _ending in endings],
-            [lease.fence for lease, _ending in endings],
-            [ending.status.value for _lease, ending in endings],
-            [ending.outcome.value for _lease, ending in endings],
-            [None if ending.result is None else _json(ending.result) for _lease, ending in endings],
-            [ending.error_code for _lease, ending in endings],
-            [ending.error_message for _lease, ending in endings],
-            [int(ending.used_try) for _lease, ending in endings],
-            [ending.delay for _lease, ending in endings],
-            [new_id() for _ in endings],
-            [_json(_finished(lease.task, ending.status, ending.error_code).payload()) for lease, ending in endings],
-        )
-        return {(row["id"], row["fence"]) for row in rows}
 
     async def payload(self, task_id: UUID) -> dict[str, Any]:
         """What the task was given; a worker's read. Raises TASK_NOT_FOUND."""

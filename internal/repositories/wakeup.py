@@ -9,6 +9,8 @@ from internal.repositories.rows import sure
 from pkg.apperr import AppError, Code
 
 RELAY_LOCK = 0x72656C61  # "rela"
+# The last one is what asyncpg says when the server's goodbye arrives between two queries.
+GONE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class NewsLine:
@@ -31,7 +33,7 @@ class NewsLine:
             conn.add_termination_listener(self._wake)
             for channel in (tasks.CHANNEL, outbox.CHANNEL):
                 await conn.add_listener(channel, self._wake)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except GONE as error:
             raise _unavailable() from error
 
     async def lead(self) -> bool:
@@ -41,7 +43,7 @@ class NewsLine:
         try:
             if not self._leading:
                 self._leading = sure(await self._conn.fetchval("select pg_try_advisory_lock($1)", RELAY_LOCK))
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except GONE as error:
             raise _unavailable() from error
         return self._leading
 
@@ -67,7 +69,7 @@ class NewsLine:
             return
         try:
             await conn.close(timeout=2)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except GONE:
             conn.terminate()  # the server is gone or doesn't answer; it drops session and lock by itself
 
     def _wake(self, *_: object) -> None:

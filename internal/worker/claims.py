@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from uuid import UUID
 
 import msgspec
 
@@ -10,8 +9,7 @@ from internal.entities.tasks import Ending, Lease, Wakeup
 from internal.repositories.store import Store
 from internal.worker.batching import Batched
 from pkg import logger
-from pkg.apperr import AppError, Code
-from pkg.ctxutil import Context
+from pkg.apperr import TRANSIENT, AppError, Code
 
 TELL_SECONDS = 0.03
 
@@ -26,7 +24,6 @@ class Claim(msgspec.Struct, frozen=True):
 class Settlement(msgspec.Struct, frozen=True):
     """How a task ended that this worker holds."""
 
-    ctx: Context
     lease: Lease
     ending: Ending
 
@@ -50,7 +47,14 @@ class Claims:
 
     async def settle(self, settlement: Settlement) -> None:
         """Writes down how the task ended. Raises TASK_FENCED, DATABASE_UNAVAILABLE."""
-        if not await self._ending.ask(settlement):
+        try:
+            ended = await self._ending.ask(settlement)
+        except Exception as error:
+            if isinstance(error, AppError) and error.code in TRANSIENT:
+                raise
+            # One that can't be written down must not spoil those that were to be written with it.
+            [ended] = await self._end([settlement])
+        if not ended:
             raise AppError(Code.TASK_FENCED, "This worker no longer holds the task.")
 
     async def tell_relay(self) -> None:
@@ -75,16 +79,7 @@ class Claims:
         return [claims.pop(wakeup.task_id, None) for wakeup in delivered]
 
     async def _end(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """One transaction for each tenant, at the same time."""
-        tenants: dict[UUID, list[Settlement]] = {}
-        for settlement in settlements:
-            tenants.setdefault(settlement.ctx.tenant_id, []).append(settlement)
-        ended: set[tuple[UUID, int]] = set()
-        for part in await asyncio.gather(*map(self._end_tenants, tenants.values())):
-            ended |= part
+        async with self._store.system("end tasks") as tx:
+            ended = await tx.ledger.end([(settlement.lease, settlement.ending) for settlement in settlements])
         self._news.set()
         return [(settlement.lease.task.id, settlement.lease.fence) in ended for settlement in settlements]
-
-    async def _end_tenants(self, settlements: Sequence[Settlement]) -> set[tuple[UUID, int]]:
-        async with self._store.tenant(settlements[0].ctx) as tx:
-            return await tx.tasks.end_all([(settlement.lease, settlement.ending) for settlement in settlements])

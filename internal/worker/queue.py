@@ -122,6 +122,11 @@ class Consumer:
         self._running: set[asyncio.Task[None]] = set()
         self._log = logger.get("queue")
 
+    @property
+    def full(self) -> bool:
+        """Whether every slot is taken."""
+        return len(self._running) >= self._slots
+
     async def poll(self) -> bool:
         """Starts as many waiting jobs as there are free slots; True when it started one. Raises REDIS_UNAVAILABLE.
 

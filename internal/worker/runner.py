@@ -21,7 +21,7 @@ from pkg.config import Settings
 from pkg.ctxutil import Context, bound
 from pkg.resilience import backoff
 
-BUSY_SECONDS = 0.01  # between polls that found work
+BUSY_SECONDS = 0.01  # after a poll that found work, or a slot that became free: more of them come together
 IDLE_SECONDS = 0.05
 CANCEL_SECONDS = 1.0  # a request to cancel is seen within this, and takes effect within twice that
 DRAIN_SECONDS = 15.0
@@ -78,6 +78,7 @@ class Worker:
         self._claims = Claims(store, worker=self.name, lease_seconds=self._lease_seconds, versions=jobs.versions)
         self._attempts: set[_Attempt] = set()
         self._stopping = asyncio.Event()
+        self._freed = asyncio.Event()
 
     @property
     def busy(self) -> int:
@@ -92,7 +93,12 @@ class Worker:
         failures = 0
         while not self._stopping.is_set():
             try:
-                delay = BUSY_SECONDS if await consumer.poll() else IDLE_SECONDS
+                self._freed.clear()
+                busy = await consumer.poll()
+                if consumer.full:
+                    await self._freed.wait()
+                    busy = True
+                delay = BUSY_SECONDS if busy else IDLE_SECONDS
                 failures = 0
             except AppError as error:
                 failures += 1
@@ -108,6 +114,7 @@ class Worker:
     def stop(self) -> None:
         """Takes no more tasks; `run` returns when those under way have ended or were put back."""
         self._stopping.set()
+        self._freed.set()
 
     async def _drain(self, consumer: Consumer) -> None:
         self._log.info("worker drains", running=self.busy)
@@ -149,6 +156,8 @@ class Worker:
             self._log.warning("task left to the relay", task_id=str(wakeup.task_id), code=error.code.value)
         except Exception:  # noqa: BLE001 - logged, and the lease runs out
             self._log.exception("task left to the sweeper", task_id=str(wakeup.task_id))
+        finally:
+            self._freed.set()
 
     async def _carry_out(self, claim: Claim) -> None:
         lease, task = claim.lease, claim.lease.task
@@ -227,7 +236,7 @@ class Worker:
         tries = 0
         while True:
             try:
-                await self._claims.settle(Settlement(attempt.ctx, attempt.lease, ending))
+                await self._claims.settle(Settlement(attempt.lease, ending))
                 return
             except AppError as error:
                 if error.code is Code.TASK_FENCED:

@@ -11,7 +11,7 @@ from tests.bench.ratios import Ratio, parse
 RECALL_GOALS = {"small": 0.99, "medium": 0.99, "large": 0.97}
 SEARCH = re.compile(r"^ *(small|medium|large)(?: +[\d.]+){3} +([\d.]+) +[\d.]+ +([\d.]+)$", re.MULTILINE)
 WRITE = re.compile(r"^ *(\d+) +(yes|no) +\d+ +\d+ +([\d.]+) +([\d.]+)$", re.MULTILINE)
-DISPATCH = re.compile(r"(\d) worker\(s\): +(\d+) tasks/s .*?([\d.]+) x arq's default")
+DISPATCH = re.compile(r"(\d) worker\(s\): +(\d+) tasks/s .*?([\d.]+) x arq's default .*?([\d.]+) x saq")
 UPLOAD = re.compile(r"([\d.]+) pages/s; ratio to the model's own speed ([\d.]+)")
 MODELS = re.compile(r'"(query|ingest)_ratio": ([\d.]+)')
 WHILE_READING = re.compile(r"idle: ([\d.]+) ×")
@@ -59,10 +59,17 @@ def read_bulk_write(printed: str) -> list[Ratio]:
 
 
 def read_dispatch(printed: str) -> list[Ratio]:
-    """Tasks a second against arq's default, by number of workers, and the most of them against a thousand."""
-    found = [(workers, int(rate), float(times)) for workers, rate, times in DISPATCH.findall(printed)]
-    ratios = [Ratio(f"dispatch, {workers} worker(s): ours / arq's default", times, 5.0) for workers, _, times in found]
-    best = max((rate for _, rate, _ in found), default=0)
+    """Tasks a second against arq's default and against saq, by number of workers, and the most of them in thousands."""
+    found = DISPATCH.findall(printed)
+    ratios = [
+        ratio
+        for workers, _, arq, saq in found
+        for ratio in (
+            Ratio(f"dispatch, {workers} worker(s): ours / arq's default", float(arq), 5.0),
+            Ratio(f"dispatch, {workers} worker(s): ours / saq", float(saq), 0.9),
+        )
+    ]
+    best = max((int(rate) for _, rate, _, _ in found), default=0)
     return [*ratios, Ratio("dispatch: thousands of tasks/s", best / 1000, 1.0)] if found else []
 
 
@@ -105,7 +112,7 @@ PARTS = (
         read_bulk_write,
         usual=("--rows", "10000", "--rounds", "7"),
     ),
-    Part("dispatch", (), read_dispatch),
+    Part("dispatch", ("--rounds", "1"), read_dispatch),
     Part("upload", ("--pages", "60"), read_upload, _urls),
     Part("models", None, read_models),
 )

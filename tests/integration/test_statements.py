@@ -34,10 +34,10 @@ WORKERS = {
     "GenerationRepository",
     "LedgerRepository.claim",
     "LedgerRepository.depth",
+    "LedgerRepository.end",
     "LedgerRepository.wake_relay",
     "LexiconRepository",
     "OutboxRepository",
-    "TaskRepository.end_all",
     "TaskRepository.fence",
     "TaskRepository.heartbeat",
     "TaskRepository.payload",
@@ -82,7 +82,7 @@ def roles_of(statement: Statement) -> set[str]:
     """Who runs it."""
     names = {statement.owner, statement.owner.partition(".")[0]}
     found = {migrate.WORKER} if names & WORKERS else set()
-    if names & RELAYS and not statement.owner.endswith(".claim"):
+    if names & RELAYS and not statement.owner.endswith((".claim", ".end")):
         found.add(migrate.RELAY)
     if names & EVERYONES:
         return {migrate.APP, migrate.WORKER, migrate.RELAY}

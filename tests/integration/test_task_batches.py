@@ -28,11 +28,10 @@ def service(ledger: Ledger) -> TaskService:
     return TaskService(ledger.app)
 
 
-async def bury(ledger: Ledger, *owners: Context) -> None:
+async def bury(ledger: Ledger) -> None:
     """All that is due becomes a dead letter."""
     for lease in await claim(ledger):
-        ctx = next(item for item in owners if item.tenant_id == lease.task.tenant_id)
-        await end(ledger, ctx, lease, TaskStatus.DEAD)
+        await end(ledger, lease, TaskStatus.DEAD)
 
 
 async def statuses(ledger: Ledger, ctx: Context) -> list[str]:
@@ -88,7 +87,7 @@ async def test_running_tasks_are_asked_once_and_removals_go_on(ledger: Ledger, s
     assert (await service.get(ctx, running.id)).cancel_requested
     assert (await service.get(ctx, removal.id)).status is TaskStatus.QUEUED
     # The worker ends its attempt before it has heard: the task isn't put back into the queue.
-    await end(ledger, ctx, lease, TaskStatus.QUEUED)
+    await end(ledger, lease, TaskStatus.QUEUED)
     assert (await service.get(ctx, running.id)).status is TaskStatus.CANCELLED
     assert await finished_events(ledger, ctx) == ["cancelled"]
 
@@ -101,7 +100,7 @@ async def test_nobody_acts_on_what_they_may_not_see(ledger: Ledger, service: Tas
     for other in (fellow(ctx), stranger):
         for narrow in (ALL, TaskFilter(ids=[task.id]), TaskFilter(document_ids=[found])):
             assert await service.cancel_all(other, narrow) == Acted(0, more=False)
-    await bury(ledger, ctx)
+    await bury(ledger)
     for other in (fellow(ctx), stranger):
         for act in (service.retry_all, service.redrive_all, service.discard_all):
             assert await act(other, TaskFilter(ids=[task.id])) == Acted(0, more=False)
@@ -114,7 +113,7 @@ async def test_dead_letters_are_listed_and_driven_again(ledger: Ledger, service:
     ctx, other = await ledger.tenant(), await ledger.tenant()
     await ledger.add(ctx, count=3)
     await ledger.add(other)
-    await bury(ledger, ctx, other)
+    await bury(ledger)
     letters, _ = await service.list(ctx, those(TaskStatus.DEAD), limit=10)
     assert [(task.error_code, task.retry_count) for task in letters] == [("x.y", 1)] * 3
     again = await service.redrive(ctx, letters[0].id)
@@ -136,7 +135,7 @@ async def test_dead_letters_are_narrowed(ledger: Ledger, service: TaskService) -
     [plain] = await ledger.add(ctx)
     [about] = await ledger.add(ctx, queue=Queue.BATCH)
     await ledger.inspector.execute("update tasks set document_id = $2 where id = $1", about.id, found)
-    await bury(ledger, ctx)
+    await bury(ledger)
     now = datetime.now(UTC)
     hour = timedelta(hours=1)
     dead = frozenset({TaskStatus.DEAD})
@@ -158,7 +157,7 @@ async def test_a_dead_letter_tells_its_history_and_what_it_is_about(ledger: Ledg
     [task] = await ledger.add(ctx)
     assert await refused(service.dead_letter(ctx, task.id)) is Code.TASK_NOT_FOUND
     await ledger.inspector.execute("update tasks set document_id = $1", found)
-    await bury(ledger, ctx)
+    await bury(ledger)
     letter, attempts, matter = await service.dead_letter(ctx, task.id)
     assert (letter.id, letter.error_code, [attempt.worker for attempt in attempts]) == (task.id, "x.y", ["test"])
     assert (matter.filename, matter.media_type, matter.size) == ("a.txt", "text/plain", 1)
@@ -169,7 +168,7 @@ async def test_a_dead_letter_tells_its_history_and_what_it_is_about(ledger: Ledg
 async def test_discarded_letters_have_failed(ledger: Ledger, service: TaskService) -> None:
     ctx = await ledger.tenant()
     first, *_ = await ledger.add(ctx, count=3)
-    await bury(ledger, ctx)
+    await bury(ledger)
     await service.discard(ctx, first.id)
     assert await refused(service.discard(ctx, first.id)) is Code.TASK_NOT_FOUND
     assert (await service.get(ctx, first.id)).error_code == "x.y"
@@ -182,7 +181,7 @@ async def test_discarded_letters_have_failed(ledger: Ledger, service: TaskServic
 async def test_old_dead_letters_are_given_up(ledger: Ledger) -> None:
     ctx = await ledger.tenant()
     old, _fresh = await ledger.add(ctx, count=2)
-    await bury(ledger, ctx)
+    await bury(ledger)
     await ledger.inspector.execute("update tasks set finished_at = now() - interval '91 days' where id = $1", old.id)
     async with ledger.relay():
 

@@ -1,6 +1,8 @@
 """Tasks as their users see them: lists, attempts, retries, cancellations, dead letters, caps, visibility."""
 
+import asyncio
 import hashlib
+import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,6 +14,7 @@ from internal.entities.ids import new_id
 from internal.entities.tasks import Ending, Lease, NewTask, Outcome, Queue, TaskFilter, TaskPolicy, TaskStatus
 from internal.repositories.store import open_store
 from internal.services.tasks import TaskService
+from internal.worker.claims import Claims, Settlement
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 from tests.ledger import Ledger, open_ledger
@@ -29,6 +32,10 @@ def service(ledger: Ledger) -> TaskService:
     return TaskService(ledger.app)
 
 
+END_NOTHING = f"select * from end_v1({', '.join(12 * [repr('{}')])})"
+SUCCESS = Ending(status=TaskStatus.SUCCEEDED, outcome=Outcome.SUCCEEDED, result={"chunks": 2})
+
+
 async def claim(ledger: Ledger) -> list[Lease]:
     """Everything that is due, claimed by a worker without a process."""
     async with ledger.relay_store.system("test") as tx:
@@ -39,10 +46,11 @@ async def claim(ledger: Ledger) -> list[Lease]:
     return [lease for lease, _payload in claims]
 
 
-async def end(ledger: Ledger, ctx: Context, lease: Lease, status: TaskStatus) -> None:
+async def end(ledger: Ledger, lease: Lease, status: TaskStatus) -> None:
     outcome = Outcome.SUCCEEDED if status is TaskStatus.SUCCEEDED else Outcome.FAILED
-    async with ledger.worker_store.tenant(ctx) as tx:
-        await tx.tasks.end(lease, Ending(status=status, outcome=outcome, used_try=True, error_code="x.y"))
+    ending = Ending(status=status, outcome=outcome, used_try=True, error_code="x.y")
+    async with ledger.worker_store.system("test") as tx:
+        assert await tx.ledger.end([(lease, ending)]) == {(lease.task.id, lease.fence)}
 
 
 ALL = TaskFilter()
@@ -130,8 +138,8 @@ async def test_a_succeeded_task_neither_ends_nor_runs_again(ledger: Ledger, serv
     ctx = await ledger.tenant()
     [task] = await ledger.add(ctx)
     [lease] = await claim(ledger)
-    async with ledger.worker_store.tenant(ctx) as tx:
-        await tx.tasks.succeed(lease, {"chunks": 2})
+    async with ledger.worker_store.system("test") as tx:
+        await tx.ledger.end([(lease, SUCCESS)])
     assert (await service.get(ctx, task.id)).result == {"chunks": 2}
     assert await refused(service.cancel(ctx, task.id)) is Code.TASK_NOT_CANCELLABLE
     assert await refused(service.retry(ctx, task.id)) is Code.TASK_NOT_RETRYABLE
@@ -151,10 +159,42 @@ async def test_a_lease_that_was_taken_away_allows_no_write(ledger: Ledger) -> No
             tx.tasks.fence(stale),
             tx.tasks.heartbeat(stale, 30),
             tx.tasks.progress(stale, "late", 0.5),
-            tx.tasks.succeed(stale, {}),
         ):
             assert await refused(write) is Code.TASK_FENCED
         await tx.tasks.fence(fresh)
+    async with ledger.worker_store.system("test") as tx:
+        assert await tx.ledger.end([(stale, SUCCESS), (fresh, SUCCESS)]) == {(fresh.task.id, fresh.fence)}
+
+
+async def test_an_ending_that_cant_be_written_spoils_no_other(ledger: Ledger) -> None:
+    ctx, other = await ledger.tenant(), await ledger.tenant()
+    [spoilt], [task] = await ledger.add(ctx), await ledger.add(other)
+    leases = {lease.task.id: lease for lease in await claim(ledger)}
+    claims = Claims(ledger.worker_store, worker="test", lease_seconds=30, versions={"note": 1})
+    nul = msgspec.structs.replace(SUCCESS, result={"text": "\x00"})
+    refusal, _ = await asyncio.gather(
+        claims.settle(Settlement(leases[spoilt.id], nul)),
+        claims.settle(Settlement(leases[task.id], SUCCESS)),
+        return_exceptions=True,
+    )
+    assert isinstance(refusal, AppError)
+    assert (await ledger.get(ctx, spoilt.id)).status is TaskStatus.RUNNING
+    assert (await ledger.get(other, task.id)).status is TaskStatus.SUCCEEDED
+
+
+async def test_what_is_dispatched_is_locked_and_written_by_its_id(ledger: Ledger) -> None:
+    """The planner takes the index of waiting tasks for empty; reading all of it for each task takes seconds."""
+    await ledger.add(await ledger.tenant(), count=20)
+    async with ledger.inspector.transaction():
+        [function] = await ledger.inspector.fetch("select prosrc, proconfig from pg_proc where proname = 'dispatch_v2'")
+        body = function["prosrc"]
+        for name, value in (("p_queue", "'default'"), ("p_window", "9"), ("p_per_tenant", "9")):
+            body = body.replace(name, value)
+        for setting in function["proconfig"]:
+            await ledger.inspector.execute(f"set local {setting}")
+        plan = "\n".join(row[0] for row in await ledger.inspector.fetch(f"explain {body}"))
+    used = re.findall(r"using (\w+) on tasks", plan[plan.index("CTE locked") :])
+    assert used == ["tasks_by_id", "tasks_by_id"], plan
 
 
 async def test_a_lease_in_use_isnt_swept_and_a_restarted_server_gives_time(ledger: Ledger) -> None:
@@ -221,12 +261,14 @@ async def test_depth_counts_over_all_tenants(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("role", "statement"),
     [
-        ("app", "select * from dispatch_v1('default', 1, 1)"),
-        ("app", "select * from claim_v1('{}', '{}', 'x', 1, '{}', '{}')"),
+        ("app", "select * from dispatch_v2('default', 1, 1)"),
+        ("app", "select * from claim_v2('{}', '{}', 'x', 1, '{}', '{}')"),
         ("app", "select * from publish_v1(1)"),
         ("worker", "select * from sweep_v1(3, 0)"),
-        ("worker", "select * from dispatch_v1('default', 1, 1)"),
-        ("relay", "select * from claim_v1('{}', '{}', 'x', 1, '{}', '{}')"),
+        ("worker", "select * from dispatch_v2('default', 1, 1)"),
+        ("relay", "select * from claim_v2('{}', '{}', 'x', 1, '{}', '{}')"),
+        ("relay", END_NOTHING),
+        ("app", END_NOTHING),
         ("relay", "select * from tasks"),
         ("relay", "select * from outbox"),
     ],

@@ -10,8 +10,8 @@ from tests.bench import load, parts
 from tests.bench.ratios import Ratio, parse, table
 
 DISPATCHED = """\
-dispatch, 1 worker(s):     693 tasks/s through the ledger,  3.1 x arq's default (220 jobs/s)
-dispatch, 2 worker(s):    1184 tasks/s through the ledger,  5.4 x arq's default (220 jobs/s)
+dispatch, 1 worker(s):     693 tasks/s through the ledger,  3.1 x arq's default (220 jobs/s),  0.50 x saq (1400 jobs/s)
+dispatch, 2 worker(s):    1184 tasks/s through the ledger,  5.4 x arq's default (220 jobs/s),  0.91 x saq (1300 jobs/s)
 """
 SEARCHED = """\
  tenants    ours  plain  unbound   of plain  of unbound  recall@10
@@ -50,7 +50,9 @@ def test_verdict(value: float, at_most: bool, met: bool) -> None:
 def test_each_part_is_read() -> None:
     assert [(ratio.value, ratio.met) for ratio in parts.read_dispatch(DISPATCHED)] == [
         (3.1, False),
+        (0.5, False),
         (5.4, True),
+        (0.91, True),
         (1.184, True),
     ]
     assert [(ratio.value, ratio.goal) for ratio in parts.read_search(SEARCHED)] == [

@@ -25,6 +25,7 @@ DIRECTORY_CALLERS = {
     "services/tenants.py:TenantService.add",
 }
 SYSTEM_CALLERS = {
+    "worker/claims.py:Claims._end",
     "worker/claims.py:Claims._take",
     "worker/claims.py:Claims.tell_relay",
     "worker/relay.py:Relay.dispatch",
