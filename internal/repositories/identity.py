@@ -133,8 +133,21 @@ class IdentityRepository:
             expires_at,
         )
 
+    async def lock_sign_ins(self, digest: bytes) -> None:
+        """Until the transaction ends, nobody else makes, uses or ends refresh tokens of this known token's user.
+
+        What comes after it sees all that whoever held the lock before has committed.
+        """
+        await self._conn.execute(
+            "select lock_sign_ins_v1(tenant_id, user_id) from refresh_tokens"
+            " where tenant_id = $1 and user_id = $2 and hash = $3",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            digest,
+        )
+
     async def use_refresh_token(self, digest: bytes) -> UUID | None:
-        """Marks an unused token as used and answers its family; None for any other. Two at once: one gets it."""
+        """Marks an unused token as used and answers its family; None for any other. Wants `lock_sign_ins` before."""
         return await self._conn.fetchval(
             "update refresh_tokens set used_at = now() where tenant_id = $1 and user_id = $2 and hash = $3"
             " and used_at is null and expires_at > now() returning family",
@@ -144,15 +157,10 @@ class IdentityRepository:
         )
 
     async def revoke_family(self, digest: bytes) -> int:
-        """Ends every token descended from the same sign-in as this one; answers how many were ended."""
-        # A refresh that is under way adds a token which a statement begun before its commit doesn't see: wait for it.
-        await self._conn.execute(
-            "select 1 from refresh_tokens where tenant_id = $1 and user_id = $2 and family in (select r.family"
-            " from refresh_tokens r where r.tenant_id = $1 and r.user_id = $2 and r.hash = $3) order by id for update",
-            self._ctx.tenant_id,
-            self._ctx.user_id,
-            digest,
-        )
+        """Ends every token descended from the same sign-in as this one; answers how many were ended.
+
+        Wants `lock_sign_ins` before, else it misses tokens that are being made.
+        """
         return sure(
             await self._conn.fetchval(
                 "with ended as (update refresh_tokens set used_at = now() where tenant_id = $1 and user_id = $2"

@@ -73,6 +73,7 @@ class SessionService:
         """
         ctx = _read(visitor, token)
         async with self._store.tenant(ctx) as tx:
+            await tx.identity.lock_sign_ins(digest_of(token))
             family = await tx.identity.use_refresh_token(digest_of(token))
             if family is not None and await tx.identity.role() is not None:
                 return await self._issue(tx, ctx, family=family)
@@ -89,6 +90,7 @@ class SessionService:
         """
         ctx = _read(visitor, token)
         async with self._store.tenant(ctx) as tx:
+            await tx.identity.lock_sign_ins(digest_of(token))
             await tx.identity.revoke_family(digest_of(token))
         self._authenticator.forget()
 

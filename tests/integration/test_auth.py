@@ -249,36 +249,6 @@ async def test_a_sign_in_that_ran_out_takes_its_access_tokens_along(
     assert await status_of(api, token) == 401
 
 
-async def test_a_sign_out_ends_what_a_refresh_at_that_moment_makes(
-    api: Running, tenant: dict[str, Any], module_database: Database
-) -> None:
-    pair = (await sign_in(api, "owner@acme.example")).json()
-    family = jwt.decode(pair["access_token"], options={"verify_signature": False})["sid"]
-    conn = await asyncpg.connect(module_database.superuser)
-    try:
-        refreshing = conn.transaction()  # a refresh on its way: one token is used, the next one isn't committed yet
-        await refreshing.start()
-        await conn.execute("update refresh_tokens set used_at = now() where family = $1::uuid", family)
-        await conn.execute(
-            "insert into refresh_tokens (tenant_id, id, user_id, family, hash, expires_at)"
-            " select tenant_id, gen_random_uuid(), user_id, family, sha256('next'), expires_at"
-            " from refresh_tokens where family = $1::uuid",
-            family,
-        )
-        async with api.client() as client, asyncio.timeout(10):
-            body = {"refresh_token": pair["refresh_token"]}
-            signing_out = asyncio.create_task(client.post("/api/v1/auth/sign-out", json=body))
-            while not await conn.fetchval(
-                "select exists (select from pg_locks where pg_backend_pid() = any(pg_blocking_pids(pid)))"
-            ):
-                await asyncio.sleep(0.02)
-            await refreshing.commit()
-            assert (await signing_out).status_code == 204
-    finally:
-        await conn.close()
-    assert await status_of(api, pair["access_token"]) == 401
-
-
 @pytest.mark.parametrize("change", ["password", "removal"])
 async def test_a_new_password_and_a_removal_end_access_tokens_at_once(
     api: Running, tenant: dict[str, Any], change: str
