@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -147,13 +148,14 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         yield Services(settings=settings, store=store, embedder=embedder, api=api)
 
 
-def serve(settings: Settings, *, fd: int | None = None) -> None:
+def serve(settings: Settings, *, descriptors: Sequence[int] = ()) -> None:
     """Serves the API until SIGTERM or SIGINT, then finishes what is at work, for at most 20 s.
 
-    `fd` is a listening socket that was opened for this process; else `SERVER__HOST` and `SERVER__PORT` say where.
+    `descriptors` are listening sockets that were opened for this process; else `SERVER__HOST` and `SERVER__PORT` say
+    where.
     """
     _configure(settings, "server")
-    _run(_serve(settings, fd))
+    _run(_serve(settings, [_inherited(descriptor) for descriptor in descriptors]))
 
 
 def work(settings: Settings, queues: Sequence[str]) -> None:
@@ -191,14 +193,13 @@ async def _migrate(name: str, dsn: str, space: Space, max_retries: int) -> None:
     logger.get("migrate").info("schema is up to date", applied=len(applied), space=space.model, dim=space.dim)
 
 
-async def _serve(settings: Settings, fd: int | None) -> None:
+async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
     async with build(settings) as services:
         server = _Server(
             uvicorn.Config(
                 create_api(services.api),
                 host=settings.server.host,
                 port=settings.server.port,
-                fd=fd,
                 http="httptools",
                 ws="none",
                 log_config=None,
@@ -208,7 +209,21 @@ async def _serve(settings: Settings, fd: int | None) -> None:
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )
-        await server.serve()
+        await server.serve(sockets or None)
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """A listening socket of the process that started this one, kept from those that this one starts."""
+    advice = f"--fd {descriptor} is no listening socket; open one, or set SERVER__HOST and SERVER__PORT"
+    try:
+        found = socket.socket(fileno=descriptor)
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise SettingsError(advice) from error
+    if not listens:
+        raise SettingsError(advice)
+    found.set_inheritable(False)
+    return found
 
 
 class _Server(uvicorn.Server):

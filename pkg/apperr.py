@@ -57,6 +57,7 @@ class Code(StrEnum):
     DATABASE_UNAVAILABLE = "database.unavailable"
     REDIS_UNAVAILABLE = "redis.unavailable"
     IDEMPOTENCY_CONFLICT = "idempotency.conflict"
+    SERVER_UNAVAILABLE = "server.unavailable"
     SETTING_INVALID = "setting.invalid"
     INTERNAL = "internal.error"
 

@@ -78,11 +78,16 @@ def up(
 
 
 @app.command(rich_help_panel=SERVICE)
-def serve() -> None:
+def serve(
+    fd: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="A listening socket opened by whoever starts this, instead of an address."),
+    ] = None,
+) -> None:
     """Run the API."""
     from internal import app as composition
 
-    _run("server", composition.serve)
+    _run("server", lambda settings: composition.serve(settings, descriptors=fd or ()))
 
 
 @app.command(rich_help_panel=SERVICE)

@@ -18,6 +18,7 @@ from dreamhub.console import LogFile
 from dreamhub.databases import Databases
 from dreamhub.embedded import LOOPBACK, free_port
 from dreamhub.home import Home, Secrets
+from dreamhub.listener import Listener
 from dreamhub.supervisor import Spec
 from pkg.config import Settings
 
@@ -81,16 +82,23 @@ class Roles:
             environment["MODELS__PRELOAD"] = "false"
         return self._spec("models", environment, stop_seconds=5.0, ready=lambda: _answers(address, "/readyz"))
 
-    def server(self) -> Spec:
-        """The API."""
+    def server(self, listener: Listener) -> Spec:
+        """The API, on sockets that outlive it."""
         addresses = self._addresses
         environment = self._service | {
             "SERVER__HOST": addresses.host,
             "SERVER__PORT": str(addresses.port),
             "DB__DSN": addresses.databases.app,
         }
-        return self._spec(
+        spec = self._spec(
             "serve", environment, role="server", name="server", ready=lambda: _answers(addresses.url, "/readyz")
+        )
+        flags = [f"--fd={descriptor}" for descriptor in listener.descriptors]
+        return msgspec.structs.replace(
+            spec,
+            command=(*spec.command, *flags),
+            descriptors=listener.descriptors,
+            meanwhile=listener.meanwhile,
         )
 
     def relay(self) -> Spec:

@@ -1,11 +1,13 @@
 """Child processes that are started in order, watched, restarted when they die, and stopped in order."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -27,7 +29,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """How one child is started, known to be ready, and stopped.
 
     `role` is its key in `up.json`. `orphan_signal` is what the kernel sends it when the supervisor itself dies.
-    `clear` runs before each restart and removes what the dead process left behind; it may block.
+    `clear` runs before each restart and removes what the dead process left behind; it may block. `descriptors` are
+    inherited by this child and no other. `meanwhile` is entered around the pause before a restart, of so many seconds.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     stop_seconds: float = 10.0
     ready: Callable[[], Awaitable[bool]] | None = None
     clear: Callable[[], None] | None = None
+    descriptors: tuple[int, ...] = ()
+    meanwhile: Callable[[float], AbstractAsyncContextManager[None]] | None = None
     on_console: bool = False
 
 
@@ -67,6 +72,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=spec.descriptors,
                 preexec_fn=die_with_parent(spec.orphan_signal),
                 **account,
             )
@@ -76,9 +82,11 @@ class Child:
         self._started_at = time.monotonic()
 
     def pause(self) -> float:
-        """Seconds to wait before the next start, growing with each death in a row."""
-        if time.monotonic() - self._started_at > HEALTHY_SECONDS:
+        """Seconds to wait before the next start: none after a long life, then more with each death in a row."""
+        lived, self._started_at = time.monotonic() - self._started_at, math.inf
+        if lived > HEALTHY_SECONDS:
             self._deaths = 0
+            return 0.0
         self._deaths += 1
         return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._deaths - 1))
 
@@ -169,8 +177,10 @@ class Supervisor:
         spec = child.spec
         while True:
             pause = child.pause()
-            self._console.say(f"{spec.name} ended ({reason}); starting it again in {pause:.1f} s")
-            await asyncio.sleep(pause)
+            when = f" in {pause:.1f} s" if pause else ""
+            self._console.say(f"{spec.name} ended ({reason}); starting it again{when}")
+            async with spec.meanwhile(pause) if spec.meanwhile else nullcontext():
+                await asyncio.sleep(pause)
             try:
                 if spec.clear is not None:
                     await asyncio.to_thread(spec.clear)

@@ -15,9 +15,10 @@ import msgspec
 from dreamhub import databases
 from dreamhub.accounts import find_binaries, servers_account, servers_folder
 from dreamhub.console import Console, LogFile
-from dreamhub.embedded import SUPERUSER, Postgres, Program, Valkey, free_port, listen_problem
+from dreamhub.embedded import SUPERUSER, Postgres, Program, Valkey, free_port
 from dreamhub.errors import StartError
 from dreamhub.home import Home, Secrets
+from dreamhub.listener import Listener
 from dreamhub.processes import alive, die_with_parent, end, in_groups
 from dreamhub.roles import Addresses, Roles, local_models_url
 from dreamhub.supervisor import Spec, Supervisor
@@ -82,6 +83,7 @@ class Up:
         self._secrets = self._open_secrets()
         self._name = f"dreamhub-{self._secrets.id}"
         self._up_file: UpFile | None = None
+        self._listener: Listener | None = None
 
     async def run(self) -> int:
         """Starts, waits for a signal, stops."""
@@ -104,6 +106,8 @@ class Up:
             await asyncio.gather(starting, stopping, return_exceptions=True)
             self._up_file = None
             self._home.up_file.unlink(missing_ok=True)
+            if self._listener is not None:
+                self._listener.close()
             await self._supervisor.stop(*STOP_ORDER)
             self._home.record_processes({})
             self._home.empty_scratch()  # a process that had to be killed could not do it
@@ -115,9 +119,8 @@ class Up:
         self._home.up_file.unlink(missing_ok=True)
         self._end_orphans()
         await asyncio.to_thread(self._home.empty_scratch)
-        host, port = self._settings.server.host, self._settings.server.port or free_port(self._settings.server.host)
-        if problem := listen_problem(host, port):
-            raise StartError(f"port {port} on {host} {problem}; choose another with --port N (0 picks a free one)")
+        host = self._settings.server.host
+        self._listener = listener = Listener.open(host, self._settings.server.port)
         self._console.say(f"DreamHub {version()} starts in {self._home.root}")
         models_url = self._settings.models.url or local_models_url(self._home)
         postgres, valkey = self._embedded()
@@ -127,24 +130,24 @@ class Up:
             database = group.create_task(self._start_database(postgres))
         addresses = Addresses(
             host=host,
-            port=port,
+            port=listener.port,
             redis_url=valkey.url if valkey else self._settings.redis.url.get_secret_value(),
             models_url=models_url,
             databases=database.result(),
         )
         roles = Roles(self._home, self._settings, self._secrets, addresses)
-        await self._start_roles(roles)
+        await self._start_roles(roles, listener)
         await self._make_tenant(roles, addresses)
         self._write_up_file(roles, addresses)
         self._greet(addresses, time.monotonic() - began)
 
-    async def _start_roles(self, roles: Roles) -> None:
+    async def _start_roles(self, roles: Roles, listener: Listener) -> None:
         """The models load while the database is migrated; the server says when all it needs answers."""
         async with asyncio.TaskGroup() as group:
             if not self._settings.models.url:
                 group.create_task(self._supervisor.start(roles.models(), MODELS_SECONDS))
             await self._migrate(roles)
-            group.create_task(self._supervisor.start(roles.server(), SERVER_SECONDS))
+            group.create_task(self._supervisor.start(roles.server(listener), SERVER_SECONDS))
             group.create_task(self._supervisor.start(roles.relay(), SERVER_SECONDS))
             for number in range(1, self._workers + 1):
                 group.create_task(self._supervisor.start(roles.worker(number), SERVER_SECONDS))

@@ -8,8 +8,10 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -133,6 +135,51 @@ def test_start_crashes_take_over_and_stop(folder: Path) -> None:
     assert again.client().get("/api/v1/me").json() == me
     assert again.client().get(f"/api/v1/documents/{document}").json()["id"] == document
     finish(again)
+
+
+def knock(url: str, stop: threading.Event, answers: list[int], broken: list[Exception]) -> None:
+    """Sends one request after the other, each on a connection of its own. A refusal is never caught."""
+    while not stop.is_set():
+        try:
+            answers.append(httpx.get(f"{url}/healthz", trust_env=False, timeout=60).status_code)
+        except (httpx.ReadError, httpx.RemoteProtocolError) as error:  # it was in flight
+            broken.append(error)
+
+
+def holders(running: Product, port: int) -> set[int]:
+    """Processes of this installation that have a listening socket of this port among their descriptors."""
+    everybody = {found.pid for found in of_home(running.home)} | {
+        pid for group in pids(running).values() for pid in group
+    }
+    return {
+        pid
+        for pid in everybody
+        for held in psutil.Process(pid).net_connections("tcp")
+        if held.status == psutil.CONN_LISTEN and held.laddr.port == port
+    }
+
+
+def test_no_connection_is_refused_while_the_server_is_replaced(folder: Path) -> None:
+    running = begin(folder / "home", SERVER__HOST="localhost")
+    url, port = running.up["url"], int(running.up["url"].rpartition(":")[2])
+    assert holders(running, port) == {running.process.pid, pids(running)["server"][0]}
+    stop, statuses, broken = threading.Event(), list[int](), list[Exception]()
+    with ThreadPoolExecutor(2) as pool:
+        callers = [pool.submit(knock, url, stop, statuses, broken) for _ in range(2)]
+        try:
+            for number in (signal.SIGKILL, signal.SIGTERM):
+                (before,) = pids(running)["server"]
+                os.kill(before, number)
+                until(lambda gone=before: pids(running)["server"] != [gone])
+                counted = len(statuses)
+                until(lambda counted=counted: len(statuses) > counted + 10)
+        finally:
+            stop.set()
+        for caller in callers:
+            caller.result()  # raises what was refused
+    assert set(statuses) == {200}
+    assert len(broken) <= 2 * len(callers)
+    finish(running)
 
 
 def answers(url: str) -> bool:

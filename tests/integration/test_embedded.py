@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError
 
 from dreamhub import accounts
 from dreamhub.accounts import Account, find_binaries, passable, servers_account, servers_folder
-from dreamhub.embedded import SUPERUSER, Postgres, Valkey, free_port, listen_problem
+from dreamhub.embedded import SUPERUSER, Postgres, Valkey, free_port
 from dreamhub.processes import alive
 from tests.servers import Servers, launched, reachable_folder
 
@@ -186,14 +186,6 @@ def test_root_keeps_data_where_the_servers_account_can_reach_it(
         (folder / "home").mkdir(mode=0o700)
         assert servers_folder(folder / "home", "abc") == folder / "home"
         assert passable(folder / "home")
-
-
-def test_a_port_in_use_is_told_from_a_free_one() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert listen_problem("127.0.0.1", port) == "is in use"
-    assert listen_problem("127.0.0.1", port) is None
-    assert listen_problem("192.0.2.1", port) == "can't be listened on (Cannot assign requested address)"
 
 
 async def test_a_frozen_server_is_not_ready(tmp_path: Path) -> None:
