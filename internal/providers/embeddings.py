@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -13,15 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import openai
 from openai import AsyncOpenAI
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
 from internal.entities.search import Space
-from internal.providers.keys import KeyRing
-from internal.providers.llm_wire import retry_after_of
-from pkg import logger
+from internal.providers.retries import Retries
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import Ai
-from pkg.resilience import CircuitBreaker, backoff
 
 Kind = Literal["query", "passage"]
 Lane = Literal["interactive", "ingest"]
@@ -30,11 +26,8 @@ Vectors = npt.NDArray[np.float32]
 ATTEMPTS: Mapping[str, int] = {"interactive": 2, "ingest": 5}
 CONNECT_SECONDS = 5.0
 INTERACTIVE_SECONDS = 15.0
-LONGEST_WAIT = 20.0
-"""A longer pause is handed to the caller instead of being waited out."""
 MISFIT_SECONDS = 60.0
 """How soon to look again whether a model of the wrong dimension has been set right."""
-BAD_KEY_SECONDS = 300.0
 LOCAL_BATCH = 64
 LOCAL_COUNTED = 2000
 REMOTE_BATCH = 128
@@ -51,8 +44,11 @@ class EmbeddingProvider(Protocol):
         """What the vectors mean, and the table that they belong to."""
         ...
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane) -> Vectors:
-        """Unit vectors of shape (len(texts), space.dim). Raises MODEL_UNAVAILABLE, MODEL_REFUSED, MODEL_BAD_ANSWER."""
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Vectors:
+        """Unit vectors of shape (len(texts), space.dim). `deadline` is a `time.monotonic()` value.
+
+        Raises MODEL_UNAVAILABLE, MODEL_REFUSED, MODEL_BAD_ANSWER.
+        """
         ...
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -60,96 +56,45 @@ class EmbeddingProvider(Protocol):
         ...
 
 
-class _TryAgainError(Exception):
-    """A try failed in a way that may pass; `wait` is what the endpoint asked for, in seconds."""
-
-    def __init__(self, error: AppError, wait: float | None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait = wait
-
-
 class _Endpoint:
-    """Calls of `/v1/embeddings` with time-outs, tries, several keys and a circuit breaker."""
+    """Calls of `/v1/embeddings`, tried again as often and as long as the lane's callers can wait for."""
 
     def __init__(self, client: AsyncOpenAI, model: str, space: Space, *, keys: Sequence[str], seconds: float) -> None:
         self._client = client
         self._model = model
         self._space = space
-        self._keys = KeyRing(keys)
         self._seconds = seconds
-        self._breaker = CircuitBreaker()
-        self._log = logger.get("embeddings")
+        self._retries = Retries("embedding", model, keys, refusal=self._refusal, backoff_seconds=0.3)
 
-    async def embed(self, texts: Sequence[str], lane: Lane, body: dict[str, str], headers: dict[str, str]) -> Vectors:
-        """One request, tried again as often and as long as the lane's callers can wait for."""
-        if self._breaker.open_for > 0:
-            raise AppError(
-                Code.MODEL_UNAVAILABLE,
-                "The embedding model has been failing and is given a pause; try again shortly.",
-                retry_after=self._breaker.open_for,
-            )
-        seconds = min(self._seconds, INTERACTIVE_SECONDS) if lane == "interactive" else self._seconds
-        until = asyncio.get_running_loop().time() + seconds
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS[lane]) | stop_before_delay(seconds),
-            wait=_wait,
-            retry=retry_if_exception_type(_TryAgainError),
-            reraise=True,
-        )
-        try:
-            return await retrying(self._attempt, texts, until, body, headers)
-        except _TryAgainError as error:
-            raise error.error from error.__cause__
-
-    async def _attempt(
-        self, texts: Sequence[str], until: float, body: dict[str, str], headers: dict[str, str]
+    async def embed(
+        self,
+        texts: Sequence[str],
+        lane: Lane,
+        deadline: float | None,
+        body: dict[str, str],
+        headers: dict[str, str],
     ) -> Vectors:
-        """One call; `until` is a time of the event loop's clock."""
-        key = self._keys.take()
-        try:
-            async with asyncio.timeout_at(until):
-                answer = await self._client.with_options(api_key=key).embeddings.create(
-                    model=self._model,
-                    input=list(texts),
-                    encoding_format="base64",
-                    extra_body=body or None,
-                    extra_headers=headers or None,
-                )
-        except (openai.OpenAIError, TimeoutError, ValueError) as error:
-            raise self._classify(error, key) from error
-        self._keys.accept(key)
-        vectors = _decode(answer, len(texts), self._space.dim)
-        self._breaker.succeed()
-        return vectors
+        """One request."""
 
-    def _classify(self, error: Exception, key: str) -> Exception:
-        """What a failure means: try again, give up for now, or never."""
-        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
-        self._log.warning("embedding call failed", model=self._model, error=type(error).__name__, status=status)
-        if status in (401, 403):
-            self._keys.refuse(key, BAD_KEY_SECONDS)
-            refused = AppError(
-                Code.MODEL_UNAVAILABLE,
-                "The embedding endpoint refused the API key; the operator should check AI__API_KEY.",
+        async def attempt(key: str) -> Any:
+            return await self._client.with_options(api_key=key).embeddings.create(
+                model=self._model,
+                input=list(texts),
+                encoding_format="base64",
+                extra_body=body or None,
+                extra_headers=headers or None,
             )
-            return _TryAgainError(refused, 0.0) if self._keys.rested() < len(self._keys) else refused
-        if status:  # any other answer shows that the key is taken
-            self._keys.accept(key)
-        if status == 429:
-            wait = retry_after_of(error)
-            self._keys.rest(key, wait if wait is not None else 0.5)
-            return _later("The embedding model is at its rate limit; try again.", self._keys.next_in(), wait or 5.0)
-        if status == 404:
-            return AppError(
-                Code.MODEL_REFUSED,
-                f"The endpoint has no embedding model {self._model!r}; check AI__EMBEDDING_MODEL and AI__BASE_URL.",
-            )
-        if 400 <= status < 500 and status not in (408, 409):
-            return AppError(Code.MODEL_REFUSED, f"The embedding model refused the text (HTTP {status}).")
-        self._breaker.fail()
-        wait = retry_after_of(error)
-        return _later("The embedding model doesn't answer; try again shortly.", wait, wait or 2.0)
+
+        seconds = min(self._seconds, INTERACTIVE_SECONDS) if lane == "interactive" else self._seconds
+        if deadline is not None:
+            seconds = min(seconds, deadline - time.monotonic())
+        answer = await self._retries.call(attempt, tries=ATTEMPTS[lane], seconds=seconds)
+        return _decode(answer, len(texts), self._space.dim)
+
+    def _refusal(self, error: openai.APIStatusError) -> str:
+        if isinstance(error, openai.NotFoundError):
+            return f"The endpoint has no embedding model {self._model!r}; check AI__EMBEDDING_MODEL and AI__BASE_URL."
+        return f"The embedding model refused the text (HTTP {error.status_code})."
 
 
 class LocalEmbeddings:
@@ -175,10 +120,12 @@ class LocalEmbeddings:
         """The built-in model's."""
         return self._space
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Vectors:
         """In requests of 64 texts one after the other: the process fills its cores with one of them."""
         parts = [
-            await self._endpoint.embed(texts[start : start + LOCAL_BATCH], lane, {"input_type": kind}, {"X-Lane": lane})
+            await self._endpoint.embed(
+                texts[start : start + LOCAL_BATCH], lane, deadline, {"input_type": kind}, {"X-Lane": lane}
+            )
             for start in range(0, len(texts), LOCAL_BATCH)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self._space.dim), np.float32)
@@ -230,20 +177,20 @@ class OpenAIEmbeddings:
         """The configured model's."""
         return self._space
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Vectors:
         """In batches bounded by count and tokens, up to four at a time; scaled to unit length."""
         try:
             async with asyncio.TaskGroup() as group:
-                calls = [group.create_task(self._call(batch, lane)) for batch in batches(texts)]
+                calls = [group.create_task(self._call(batch, lane, deadline)) for batch in batches(texts)]
         except ExceptionGroup as failures:
             # The others were cancelled; what the first one says is what the caller can act on.
             raise failures.exceptions[0] from None
         parts = [call.result() for call in calls]
         return np.concatenate(parts) if parts else np.empty((0, self._space.dim), np.float32)
 
-    async def _call(self, texts: Sequence[str], lane: Lane) -> Vectors:
+    async def _call(self, texts: Sequence[str], lane: Lane, deadline: float | None) -> Vectors:
         async with self._places:
-            vectors = await self._endpoint.embed(texts, lane, {}, {})
+            vectors = await self._endpoint.embed(texts, lane, deadline, {}, {})
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -306,20 +253,6 @@ def _decode(answer: Any, count: int, dim: int) -> Vectors:
     if not np.isfinite(vectors).all():
         raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent values that are not numbers.")
     return vectors
-
-
-def _later(detail: str, pause: float | None, retry_after: float) -> Exception:
-    """To be tried again after `pause` seconds (None: the usual backoff), or told at once where that is too long."""
-    if pause is not None and pause > LONGEST_WAIT:
-        return AppError(Code.MODEL_UNAVAILABLE, detail, retry_after=float(math.ceil(pause)))
-    return _TryAgainError(AppError(Code.MODEL_UNAVAILABLE, detail, retry_after=retry_after), pause)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    own = backoff(state.attempt_number, base=0.3, cap=5.0)
-    asked = error.wait if isinstance(error, _TryAgainError) else None
-    return own if asked is None else asked + 0.25 * own
 
 
 def _http_client(url: str, seconds: float) -> httpx2.AsyncClient:

@@ -65,14 +65,6 @@ def estimate_tokens(text: str) -> int:
     return wide + (len(text) - wide + 3) // 4
 
 
-def retry_after_of(error: object) -> float | None:
-    """Seconds that the endpoint asked to wait, or None. Dates are not used by any endpoint that is known."""
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    value = error.response.headers.get("retry-after", "")
-    return float(value) if re.fullmatch(r"\d+(?:\.\d+)?", value) else None
-
-
 def refusal_of(error: object, model: str, secrets: Sequence[str]) -> str:
     """What to tell a user of a request that the endpoint won't serve; no key in it."""
     if isinstance(error, openai.NotFoundError):

@@ -33,7 +33,7 @@ class Embedder:
 
     async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane = "ingest") -> Vectors:
         """Unit vectors of shape (len(texts), dim). `lane` is interactive where a person waits for them."""
-        return await self._provider.embed(texts, kind="passage", lane=lane)
+        return await self._provider.embed(texts, kind="passage", lane=lane, deadline=ctx.deadline)
 
     async def embed_query(self, ctx: Context, text: str) -> Vectors:
         """A read-only unit vector of shape (dim,)."""
@@ -42,7 +42,7 @@ class Embedder:
         if known is not None:
             self._queries.move_to_end(key)
             return known
-        vector = (await self._provider.embed([text], kind="query", lane="interactive"))[0]
+        vector = (await self._provider.embed([text], kind="query", lane="interactive", deadline=ctx.deadline))[0]
         vector.setflags(write=False)
         self._queries[key] = vector
         if len(self._queries) > self._remembered:

@@ -207,7 +207,15 @@ class FakeOpenAI:
             await asyncio.Event().wait()
 
     async def _embed(self, request: Request, reply: Reply, writer: asyncio.StreamWriter) -> None:
+        if reply.hang_after == 0:
+            await asyncio.Event().wait()
+        if reply.break_after == 0:
+            raise HungUpError
         await asyncio.sleep(reply.seconds_before)
+        if reply.garbage_after == 0:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{not json")
+            await writer.drain()
+            return
         if reply.status != 200:
             await _send(writer, reply.status, {"error": reply.error}, retry_after=reply.retry_after)
             return
