@@ -49,7 +49,14 @@ _PROLOGUE = re.compile(r"\s*<\?xml[^>]{0,200}\?>")
 _HTML = re.compile(r"<(?:!doctype\s+html|html|head|body)\b", re.I)
 _HTML_TAG = re.compile(r"</(?:p|div|h[1-6]|a|li|td|span|table|title)\s*>", re.I)
 _XML = re.compile(r"\s*(?:<\?xml\b|<!doctype\s+(?!html)|<svg\b)", re.I)
-_REFUSED_TEXT = (("{\\rtf", "RTF"), ("%!PS", "PostScript"), ("@echo off", "a batch script"))
+_REFUSED_TEXT = (
+    ("{\\rtf", "RTF"),
+    ("%!PS", "PostScript"),
+    ("@echo off", "a batch script"),
+    ("(This file must be converted with BinHex", "a file in BinHex (unpack it and upload what is in it)"),
+)
+# A page's own link to a program that it carries: base64 of "MZ" and of "\x7fELF".
+_CARRIED_PROGRAM = re.compile(r"data:[\w.+/-]{0,100};base64,\s{0,10}(?:TV[opqr]|f0VMR)")
 _HEADER_LINE = re.compile(r"(?:From |[A-Za-z][A-Za-z0-9-]{1,60}:[ \t]?)")
 _MAIL_HEADERS = frozenset(
     ("from", "to", "subject", "date", "message-id", "received", "return-path", "mime-version", "delivered-to")
@@ -160,6 +167,8 @@ def _kind_of_text(text: str, found: str, filename: str, *, whole: bool) -> str:
     hint = _BY_NAME.get(Path(filename).suffix.lower())
     looks_like_html = found == media.HTML or _named(filename, ".html", ".htm", ".xhtml")
     if _starts_as_html(text) or (hint is None and looks_like_html and _HTML_TAG.search(text[:65536])):
+        if _CARRIED_PROGRAM.search(text):
+            raise _refused("a web page that carries a program")
         return media.HTML
     if _XML.match(text[:1024]):
         raise _refused("XML or SVG")

@@ -1,5 +1,6 @@
 """The type of a file is told by its content; everything that isn't on the list is refused by name."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ ALLOWED: list[tuple[bytes, str, str]] = [
     (b"<!DOCTYPE html><html><body>hi</body></html>", "x.txt", media.HTML),
     (b"<!-- a --><!-- b --><HTML><p>hi</p></HTML>", "x", media.HTML),
     (b"<p>a fragment</p><p>of a page</p>", "x.html", media.HTML),
+    (b"<html><img src='data:image/png;base64,iVBORw0KGgo='></html>", "x", media.HTML),
+    (b"<html><p>A program begins with TVqQ in data:text/plain;base64,AAAA</p></html>", "x", media.HTML),
+    (b"begin 644 notes\n#86)C\n`\nend\n", "x.txt", media.PLAIN),
+    (b"How to unpack:\n(This file must be converted with BinHex 4.0)\n", "x.txt", media.PLAIN),
     (b"# Title\n\nSome *text*.\n", "notes.md", media.MARKDOWN),
     (b"# Title\n\n## Part\n\n- [a](b)\n", "notes", media.MARKDOWN),
     (b"Just a note.\n", "note.txt", media.PLAIN),
@@ -54,6 +59,11 @@ REFUSED: list[tuple[bytes, str]] = [
     (b"MZ\x90\0" + bytes(200), "a program"),
     (b"#!/bin/sh\nrm -rf /\n", "script"),
     (b"@echo off\r\ndel *\r\n", "script"),
+    (b"(This file must be converted with BinHex 4.0)\r\n:#'0XB@dZCAKP!\r\n", "BinHex"),
+    *(
+        (b"<html><a href='data:application/octet-stream;base64," + b64encode(start + bytes(60)) + b"'>x</a>", "carries")
+        for start in (b"MZ\x90\0", b"MZP\0", b"\x7fELF\x02")
+    ),
     (build.archive({"a.txt": "x"}), "ZIP"),
     (build.archive({"inner.zip": build.archive({"a": "b"})}), "ZIP"),
     (build.archive({"[Content_Types].xml": "<Types/>"}), "Office package"),
