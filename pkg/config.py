@@ -138,8 +138,8 @@ class Limits(Section):
     max_file_mb: int = Field(default=100, ge=1, le=4096)
     queue_depth: int = Field(default=10_000, ge=1)
     rate_per_minute: int = Field(default=600, ge=1)
-    parse_seconds: float = Field(default=120.0, gt=0)
-    parse_memory_mb: int = Field(default=1024, ge=128)
+    parse_seconds: float = Field(default=30.0, gt=0)
+    parse_memory_mb: int = Field(default=512, ge=128)
     parse_output_mb: int = Field(default=64, ge=1)
     image_megapixels: int = Field(default=60, ge=1)
 

@@ -5,6 +5,7 @@ Every wall is tried; those that stand are reported, so that `doctor` can tell wh
 
 import ctypes
 import errno
+import math
 import os
 import platform
 import resource
@@ -69,8 +70,9 @@ def leave_network() -> bool:
 
 
 def bound_resources(*, seconds: float, memory: int) -> None:
-    """Hard bounds of the kernel. Address space is generous: resident memory is watched from outside."""
-    cpu = int(seconds) + 2
+    """Hard bounds of the kernel; `seconds` of the processor. Address space is generous: resident memory is watched
+    from outside."""
+    cpu = math.ceil(seconds)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * os.sysconf("SC_PAGE_SIZE") + 2 * memory
     for kind, soft, hard in (

@@ -78,8 +78,7 @@ def _bounded(image: Image.Image, megapixels: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says, transparent parts white, in RGB, at most MAX_SIDE pixels long."""
     image.draft("RGB", (MAX_SIDE, MAX_SIDE))
-    # A copy first: turning must not touch the file's own frames.
-    frame = image.copy()
+    frame = _small_copy(image)
     if frame.mode.startswith(("I", "F")):
         frame = _eight_bits(frame)
     if frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info:
@@ -87,10 +86,25 @@ def _upright(image: Image.Image) -> Image.Image:
         frame = Image.new("RGB", rgba.size, "white")
         frame.paste(rgba, mask=rgba.getchannel("A"))
     frame = frame.convert("RGB")
-    frame.thumbnail((MAX_SIDE, MAX_SIDE))
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     frame.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(frame)
+
+
+def _small_copy(image: Image.Image) -> Image.Image:
+    """A copy of at most MAX_SIDE pixels a side, made first: each full-size step would be one more picture in memory.
+
+    The file's own frame is left as it is.
+    """
+    share = MAX_SIDE / max(image.size)
+    if share >= 1:
+        return image.copy()
+    size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    if image.mode in ("1", "P", "PA"):  # can't be blended; small in memory
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def _eight_bits(frame: Image.Image) -> Image.Image:

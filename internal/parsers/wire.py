@@ -6,9 +6,11 @@ from internal.entities.parsed import Parsed
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one parse: seconds of wall clock, bytes of resident memory and result, megapixels of a picture."""
+    """Bounds of one parse: seconds of wall clock and of the processor, bytes of resident memory and result, megapixels
+    of a picture."""
 
     seconds: float
+    cpu_seconds: float
     memory: int
     output: int
     megapixels: int

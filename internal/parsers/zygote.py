@@ -163,7 +163,7 @@ def _enclose(job: Job) -> list[str]:
     The work folder becomes the current one first: the unnamed user may not be able to walk to it.
     """
     os.chdir(job.workdir)
-    confine.bound_resources(seconds=job.limits.seconds, memory=job.limits.memory)
+    confine.bound_resources(seconds=job.limits.cpu_seconds, memory=job.limits.memory)
     walls: list[tuple[str, Callable[[], bool]]] = [
         ("user", confine.drop_privileges),
         ("no-new-privileges", confine.forbid_privileges),
@@ -200,7 +200,7 @@ def _probe() -> list[str]:
     pid = os.fork()
     if pid == 0:
         try:
-            limits = Limits(seconds=1, memory=1 << 30, output=1, megapixels=1)
+            limits = Limits(seconds=1, cpu_seconds=1, memory=1 << 30, output=1, megapixels=1)
             job = Job(id=0, media_type="", workdir=tempfile.gettempdir(), limits=limits)
             os.write(writer, ",".join(_enclose(job)).encode())
         finally:
