@@ -92,7 +92,8 @@ class IngestService:
             published = msgspec.structs.replace(generation, status="published", chunk_count=len(passages))
             await self._publish(ctx, lease, content, published, _metadata(parsed))
             generation = published
-            await remove_retired(self._store, ctx, lease, content.id)
+            if content.generation_id is not None:
+                await remove_retired(self._store, ctx, lease, content.id)
         return {"chunks": generation.chunk_count}
 
     async def _content(self, ctx: Context, lease: Lease) -> Content | None:
@@ -115,13 +116,14 @@ class IngestService:
             if generation.status == "published":
                 await tx.lexicon.touch()
                 await _show(tx, content.id, generation)
+            else:
+                await tx.tasks.progress(lease, "reading", 0.02)
             return generation
 
     async def _read(self, ctx: Context, lease: Lease, content: Content) -> Parsed:
         """Parses the object in a child process and puts in what is recognised on its pictures."""
         with tempfile.TemporaryDirectory(prefix="ingest-", dir=self._workdir) as folder:
             path = Path(folder) / "source"
-            await self._progress(ctx, lease, "reading", 0.02)
             try:
                 await self._blobs.fetch(content.blob_key, path)
             except FileNotFoundError:
@@ -159,10 +161,8 @@ class IngestService:
         done = len(passages) - len(missing)
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
-            await self._progress(
-                ctx, lease, "embedding", READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
-            )
-            vectors = await self._vectors(ctx, batch)
+            share = READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
+            vectors = await self._vectors(ctx, lease, batch, share)
             await failpoints.hit("ingest.after_embed")
             terms = await asyncio.to_thread(self._terms, ctx, batch)
             async with self._store.tenant(ctx) as tx:
@@ -181,9 +181,10 @@ class IngestService:
         analyser = TermAnalyser()
         return [analyser.passage(ctx.tenant_id, passage.chunk.id, passage.searched) for passage in batch]
 
-    async def _vectors(self, ctx: Context, batch: list[Passage]) -> npt.NDArray[np.float32]:
-        """One row a passage; what this tenant has embedded before isn't computed again."""
+    async def _vectors(self, ctx: Context, lease: Lease, batch: list[Passage], share: float) -> npt.NDArray[np.float32]:
+        """One row a passage; what this tenant has embedded before isn't computed again. `share` is done so far."""
         async with self._store.tenant(ctx) as tx:
+            await tx.tasks.progress(lease, "embedding", share)
             known = await tx.vectors.reuse(self._embedder.space, [passage.chunk.text_hash for passage in batch])
         fresh = {passage.chunk.text_hash: passage.searched for passage in batch if passage.chunk.text_hash not in known}
         if fresh:
