@@ -98,7 +98,7 @@ class LedgerRepository:
 
     async def sweep(self, *, grace: float) -> list[tuple[UUID, TaskStatus]]:
         """Takes expired leases away: each task's id, and whether it is queued again, dead or cancelled."""
-        rows = await self._conn.fetch("select task_id, status from sweep_v1($1, $2)", POISON_AFTER, grace)
+        rows = await self._conn.fetch("select task_id, status from sweep_v2($1, $2)", POISON_AFTER, grace)
         return [(row["task_id"], TaskStatus(row["status"])) for row in rows]
 
     async def publish(self, limit: int) -> list[PublishedEvent]:

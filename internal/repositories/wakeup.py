@@ -1,6 +1,8 @@
 """A connection of its own that listens for news and holds the relay's lock."""
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import asyncpg
 
@@ -11,6 +13,9 @@ from pkg.apperr import AppError, Code
 RELAY_LOCK = 0x72656C61  # "rela"
 # The last one is what asyncpg says when the server's goodbye arrives between two queries.
 GONE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+STALL_SECONDS = 8.0
+"""A relay that says nothing for so long stands still or is cut off; the server ends its session, and with it its lock.
+Longer than a round takes in which Redis doesn't answer."""
 
 
 class NewsLine:
@@ -19,8 +24,9 @@ class NewsLine:
     It must be a direct connection: a pooler in transaction mode gives the session to somebody else.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, stall_seconds: float = STALL_SECONDS) -> None:
         self._dsn = dsn
+        self._stall_seconds = stall_seconds
         self._conn: asyncpg.Connection | None = None
         self._leading = False
         self._news = asyncio.Event()
@@ -29,7 +35,8 @@ class NewsLine:
         """Connects and listens. Raises DATABASE_UNAVAILABLE."""
         await self.close()
         try:
-            self._conn = conn = await asyncpg.connect(self._dsn, timeout=10, command_timeout=10)
+            limits = {"idle_session_timeout": f"{self._stall_seconds * 1000:.0f}"}
+            self._conn = conn = await asyncpg.connect(self._dsn, timeout=10, command_timeout=10, server_settings=limits)
             conn.add_termination_listener(self._wake)
             for channel in (tasks.CHANNEL, outbox.CHANNEL):
                 await conn.add_listener(channel, self._wake)
@@ -38,14 +45,22 @@ class NewsLine:
 
     async def lead(self) -> bool:
         """True when this session holds the lock, or has just got it. Raises DATABASE_UNAVAILABLE."""
+        conn = self._session()
+        if not self._leading:
+            with _reachable():
+                self._leading = sure(await conn.fetchval("select pg_try_advisory_lock($1)", RELAY_LOCK))
+        return self._leading
+
+    async def hold(self) -> None:
+        """Keeps the lock; to be called well within the time of a stall. Raises DATABASE_UNAVAILABLE."""
+        conn = self._session()
+        with _reachable():
+            await conn.execute("select")
+
+    def _session(self) -> asyncpg.Connection:
         if self._conn is None or self._conn.is_closed():
             raise _unavailable()
-        try:
-            if not self._leading:
-                self._leading = sure(await self._conn.fetchval("select pg_try_advisory_lock($1)", RELAY_LOCK))
-        except GONE as error:
-            raise _unavailable() from error
-        return self._leading
+        return self._conn
 
     async def wait(self, seconds: float) -> None:
         """Returns at the next news, or after `seconds`. Raises DATABASE_UNAVAILABLE when the line is cut."""
@@ -55,8 +70,7 @@ class NewsLine:
         except TimeoutError:
             pass  # the poll that catches what no notification told
         self._news.clear()
-        if self._conn is None or self._conn.is_closed():
-            raise _unavailable()
+        self._session()
 
     def wake(self) -> None:
         """Ends a wait from within this process."""
@@ -74,6 +88,14 @@ class NewsLine:
 
     def _wake(self, *_: object) -> None:
         self._news.set()
+
+
+@contextmanager
+def _reachable() -> Generator[None]:
+    try:
+        yield
+    except GONE as error:
+        raise _unavailable() from error
 
 
 def _unavailable() -> AppError:

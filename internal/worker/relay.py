@@ -17,6 +17,7 @@ from pkg.resilience import backoff
 POLL_SECONDS = 0.5  # the net beneath NOTIFY, and how often a retry that has come due is seen
 BREATH_SECONDS = 0.03  # between rounds: notifications come in bursts, and a round costs the same for one task or fifty
 FOLLOW_SECONDS = 1.0  # how often a relay without the lock tries for it
+HOLD_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 MEND_SECONDS = 2.0
 UNCLAIMED_SECONDS = 3.0
@@ -28,7 +29,7 @@ KEEP_EVENTS = timedelta(days=7)
 
 
 class Relay:
-    """Any number may run; the one that holds the lock works, the others wait to take over.
+    """Any number may run; the one that holds the lock works, the others take over when it dies or stands still.
 
     The lock only avoids double work: every step is safe when two relays take it at once.
     """
@@ -70,6 +71,7 @@ class Relay:
         self._log.info("relay leads")
         schedule = Schedule(
             (
+                Chore(name="hold", every_seconds=HOLD_SECONDS, action=self._news.hold),
                 Chore(name="sweep", every_seconds=SWEEP_SECONDS, action=self.sweep),
                 Chore(name="mend", every_seconds=MEND_SECONDS, action=self.mend),
                 Chore(name="tidy", every_seconds=TIDY_SECONDS, action=self.tidy),

@@ -11,7 +11,9 @@ from arq.connections import ArqRedis
 from internal.entities.events import DocumentReady
 from internal.entities.ids import new_id
 from internal.entities.tasks import Lease, Queue, TaskStatus
+from internal.repositories.wakeup import NewsLine
 from internal.worker.queue import events_channel
+from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 from tests.ledger import Ledger, eventually, flush, open_ledger
 from tests.servers import Database
@@ -102,6 +104,23 @@ async def test_a_suspended_tenants_tasks_wait(ledger: Ledger) -> None:
     await ledger.inspector.execute("update tenants set status = 'suspended' where id = $1", ctx.tenant_id)
     async with ledger.relay_store.system("test") as tx:
         assert await tx.ledger.dispatch([Queue.DEFAULT], window=16, per_tenant=4) == {}
+
+
+async def test_a_relay_that_stands_still_is_replaced(database: Database) -> None:
+    stalled, spare = (NewsLine(database.relay, stall_seconds=1.0) for _ in range(2))
+    await stalled.open()
+    await spare.open()
+    assert await stalled.lead()
+    for _ in range(15):  # as long as it stirs, it keeps the lock
+        await asyncio.sleep(0.1)
+        await stalled.hold()
+        assert not await spare.lead()
+    await eventually(spare.lead)
+    with pytest.raises(AppError) as error:
+        await stalled.hold()
+    assert error.value.code is Code.DATABASE_UNAVAILABLE
+    await stalled.close()
+    await spare.close()
 
 
 async def test_two_relays_do_the_work_of_one(ledger: Ledger) -> None:

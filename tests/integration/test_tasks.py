@@ -197,6 +197,21 @@ async def test_what_is_dispatched_is_locked_and_written_by_its_id(ledger: Ledger
     assert used == ["tasks_by_id", "tasks_by_id"], plan
 
 
+async def test_a_lost_task_keeps_its_place_before_all_that_came_later(ledger: Ledger) -> None:
+    ctx = await ledger.tenant()
+    [lost] = await ledger.add(ctx)
+    await claim(ledger)
+    await ledger.add(ctx, count=3)
+    await ledger.inspector.execute(
+        "update tasks set lease_until = clock_timestamp() - interval '1 second' where status = 'running'"
+    )
+    async with ledger.relay_store.system("test") as tx:
+        assert len(await tx.ledger.sweep(grace=0)) == 1
+    async with ledger.relay_store.system("test") as tx:
+        picked = await tx.ledger.dispatch(tuple(Queue), window=1, per_tenant=1)
+    assert [wakeup.task_id for wakeup in picked[Queue.DEFAULT]] == [lost.id]
+
+
 async def test_a_lease_in_use_isnt_swept_and_a_restarted_server_gives_time(ledger: Ledger) -> None:
     ctx = await ledger.tenant()
     await ledger.add(ctx)
@@ -264,7 +279,7 @@ async def test_depth_counts_over_all_tenants(ledger: Ledger) -> None:
         ("app", "select * from dispatch_v2('default', 1, 1)"),
         ("app", "select * from claim_v2('{}', '{}', 'x', 1, '{}', '{}')"),
         ("app", "select * from publish_v1(1)"),
-        ("worker", "select * from sweep_v1(3, 0)"),
+        ("worker", "select * from sweep_v2(3, 0)"),
         ("worker", "select * from dispatch_v2('default', 1, 1)"),
         ("relay", "select * from claim_v2('{}', '{}', 'x', 1, '{}', '{}')"),
         ("relay", END_NOTHING),
