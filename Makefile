@@ -1,6 +1,6 @@
 # Each target makes the environment it needs in .venv, from a lock with hashes; the first time takes a few minutes.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long check bench eval lock run-environment dev-environment
+.PHONY: help run test test-long chaos check bench eval lock run-environment dev-environment
 
 export PYTHONPATH := $(CURDIR)/cmd:$(CURDIR)
 PYTHON_RUN := .venv/bin/python -P
@@ -21,6 +21,9 @@ test: dev-environment ## The whole suite: unit tests first, then real servers, t
 
 test-long: dev-environment ## Tests that take minutes each
 	$(PYTEST) tests -q -m long
+
+chaos: dev-environment ## Break everything on purpose and prove that nothing is lost; SEED=N replays, MINUTES=N
+	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 check: dev-environment ## Lint, format, types, import contracts, deployment chart
 	.venv/bin/python -m ruff check .
