@@ -165,8 +165,8 @@ def start(program: Program, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-async def until_ready(server: Postgres | Valkey, log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
+async def until_ready(server: Postgres | Valkey, log: Path, seconds: float = START_SECONDS) -> None:
+    until = time.monotonic() + seconds
     while not await server.ready():
         assert time.monotonic() < until, f"{log} tells why"
         await asyncio.sleep(0.02)

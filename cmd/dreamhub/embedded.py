@@ -178,6 +178,7 @@ class Postgres:
             "max_wal_size": "2GB",
             "dynamic_shared_memory_type": _shared_memory_type(),
             "max_locks_per_transaction": 256,  # a query over 64 partitions locks each of them and their indexes
+            "recovery_init_sync_method": "syncfs",  # after a crash; opening each of thousands of files takes seconds
             "jit": "off",  # compiling costs more than these short queries
             "plan_cache_mode": "force_custom_plan",  # a generic plan can't leave out partitions
             "timezone": "UTC",

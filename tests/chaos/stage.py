@@ -52,7 +52,7 @@ class Fragile:
     async def start(self) -> None:
         await asyncio.to_thread(self._server.clear)
         self._process = start(self._server.program(), self._log)
-        await until_ready(self._server, self._log)
+        await until_ready(self._server, self._log, READY_SECONDS)
 
     async def stop(self) -> None:
         """SIGQUIT: PostgreSQL's immediate shutdown, without a checkpoint or a word to its clients."""
