@@ -16,6 +16,7 @@ import uvloop
 
 from internal.entities.search import Space
 from internal.entities.tasks import Queue, TaskPolicy
+from internal.handlers.protocol import BoundedHttp
 from internal.handlers.routes import Api, create_api, openapi_document
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
@@ -200,7 +201,7 @@ async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
                 create_api(services.api),
                 host=settings.server.host,
                 port=settings.server.port,
-                http="httptools",
+                http=BoundedHttp,
                 ws="none",
                 log_config=None,
                 access_log=False,

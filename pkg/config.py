@@ -66,6 +66,13 @@ class Redis(Section):
 
     url: SecretStr = SecretStr("")
 
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("want redis://:password@host:port/0, rediss://… or unix:///path")
+        return value
+
 
 class Blobs(Section):
     """Where uploaded bytes are kept: `file:///dir` or `s3://bucket?endpoint=…&region=…`."""
@@ -116,6 +123,13 @@ class Models(Section):
     preload: bool = Field(default=True, description="load the embedding model at the start")
     idle_seconds: float = Field(default=3600.0, gt=0)
     cache_dir: str = ""
+
+    @field_validator("url")
+    @classmethod
+    def _known_address(cls, value: str) -> str:
+        if value and not value.startswith(("unix:", "http://", "https://")):
+            raise ValueError("want http://host:port or unix:/path")
+        return value
 
 
 class Scan(Section):
@@ -277,7 +291,7 @@ def _explain(error: ValidationError) -> str:
             hint = f"; did you mean {prefix}__{guess[0].upper()}?" if guess else f"; known there: {', '.join(known)}"
             lines.append(f"{name} is not a setting of DreamHub{hint}")
         else:
-            lines.append(f"{name}: {item['msg']}")
+            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """The OpenAPI document: Litestar's, with our errors, credentials and upload form written in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ def describe(handlers: Sequence[ControllerRouterHandler], *, version: str, **opt
     """The document for these handlers. An application of its own makes it, so that none of its routes is served."""
     app = Litestar(
         handlers,
+        logging_config=None,  # else it takes the root logger over, and no line is JSON any more
         openapi_config=OpenAPIConfig(
             title="DreamHub",
             version=version,
@@ -92,7 +93,7 @@ def describe(handlers: Sequence[ControllerRouterHandler], *, version: str, **opt
             for method in handler.http_methods:
                 operation = document["paths"].get(route.path_format, {}).get(method.lower())
                 if operation is not None:
-                    _complete(operation, handler.opt.get("access"), method.lower())
+                    _complete(operation, handler.opt, method.lower())
     return document
 
 
@@ -100,7 +101,8 @@ def _operation_id(handler: HTTPRouteHandler, method: Method, _path: Sequence[obj
     return f"head_{handler.handler_name}" if method == HttpMethod.HEAD else handler.handler_name
 
 
-def _complete(operation: dict[str, Any], needed: object, method: str) -> None:
+def _complete(operation: dict[str, Any], opt: Mapping[str, Any], method: str) -> None:
+    needed = opt.get("access")
     operation["security"] = [] if needed is Open.ANYONE else [{"bearer": []}]
     responses = operation["responses"]
     for status in [status for status in responses if status.startswith(("4", "5"))]:
@@ -109,7 +111,7 @@ def _complete(operation: dict[str, Any], needed: object, method: str) -> None:
         "description": "An error.",
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    if method in WRITES and not isinstance(needed, Open):
+    if method in WRITES and not isinstance(needed, Open) and not opt.get("secret_answer"):
         operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
     if not isinstance(needed, Open) and needed is not None:
         operation["x-role"] = str(needed)

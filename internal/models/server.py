@@ -78,6 +78,7 @@ def app(settings: Settings) -> Litestar:
 
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, finishes what is in flight, and returns. Raises SettingsError."""
+    logger.configure(log_format=settings.log.format, level=settings.log.level, process="models")
     url = address(settings)
     with listening(url) as bound, _quiet_signals():
         config = uvicorn.Config(

@@ -331,7 +331,7 @@ async def _check_documents(tx: Tx, document_ids: "list[UUID]") -> None:
 
 def _check_text(field: str, text: str, *, longest: int, shortest: int = 0) -> None:
     if not shortest <= len(text) <= longest:
-        raise _invalid(field, f"want {shortest} to {longest} characters")
+        raise _invalid(field, f"must have {shortest} to {longest} characters")
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise _invalid(field, "has a NUL or half of a surrogate pair, which is not text")
 

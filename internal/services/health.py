@@ -21,10 +21,11 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class HealthService:
-    """Asks every dependency at once. A check raises when its dependency is down."""
+    """Asks every dependency at once. A check raises when its dependency is down, which is logged once."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = dict(checks)
+        self._down: set[str] = set()
         self._log = logger.get("health")
 
     async def ready(self) -> dict[str, Health]:
@@ -39,6 +40,12 @@ class HealthService:
             async with asyncio.timeout(WAIT_SECONDS):
                 await check()
         except Exception as error:  # noqa: BLE001 - whatever it is, the dependency can't be used
-            self._log.warning("a dependency is down", dependency=name, cause=str(error) or type(error).__name__)
             status = "down"
+            if name not in self._down:
+                self._log.warning("a dependency is down", dependency=name, cause=str(error) or type(error).__name__)
+                self._down.add(name)
+        else:
+            if name in self._down:
+                self._log.info("a dependency is up again", dependency=name)
+                self._down.discard(name)
         return Health(status, round((time.perf_counter() - started) * 1000, 1))

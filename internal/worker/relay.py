@@ -114,7 +114,8 @@ class Relay:
             again = await tx.ledger.redispatch(lost)
         for queue, wakeups in again.items():
             await self._queue.enqueue(queue, wakeups)
-        self._log.warning("lost wake-ups sent again", count=sum(map(len, again.values())))
+        if count := sum(map(len, again.values())):  # 0 where they were claimed meanwhile
+            self._log.warning("lost wake-ups sent again", count=count)
 
     async def sweep(self) -> None:
         """Takes the leases of lost workers away."""

@@ -14,6 +14,7 @@ import msgspec
 import uvicorn
 
 from internal import app
+from internal.handlers.protocol import BoundedHttp
 from internal.handlers.routes import Api, create_api
 from internal.repositories.store import Store
 from internal.services.embedder import Embedder
@@ -81,7 +82,11 @@ async def served(
     async with app.build(settings) as services:
         api = change(services.api, services.store, services.embedder) if change else services.api
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = _Server(uvicorn.Config(create_api(api), log_config=None, access_log=False, server_header=False))
+            server = _Server(
+                uvicorn.Config(
+                    create_api(api), http=BoundedHttp, log_config=None, access_log=False, server_header=False
+                )
+            )
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started:
                 await asyncio.sleep(0.01)

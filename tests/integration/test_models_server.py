@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,15 @@ class Server:
 
 
 @contextmanager
-def running(home: Path, cache: Path, *, idle_seconds: float = 600.0, preload: bool = False) -> Generator[Server]:
+def running(
+    home: Path, cache: Path, *, idle_seconds: float = 600.0, preload: bool = False, log: Path | None = None
+) -> Generator[Server]:
     arguments = [sys.executable, "-c", SERVE, str(home), str(cache), str(idle_seconds), "preload" if preload else ""]
     environment = {name: value for name, value in os.environ.items() if "__" not in name}
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment)
+    if log is not None:
+        environment["LOG__FORMAT"] = "json"
+    with nullcontext() if log is None else log.open("wb") as written:
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=written)
     server = Server(process, home / "run" / "models.sock")
     try:
         until(lambda: answers(server))
@@ -370,3 +376,12 @@ def test_port_is_served_too(tmp_path: Path, cache: Path) -> None:
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0
+
+
+def test_its_log_is_json_where_that_is_asked_for(tmp_path: Path, cache: Path) -> None:
+    log = tmp_path / "models.log"
+    with running(tmp_path / "home", cache, log=log) as found:
+        assert found.stop() == 0
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert "models listening" in [line["event"] for line in lines]
+    assert {line["process"] for line in lines} == {"models"}

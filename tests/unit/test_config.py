@@ -25,6 +25,24 @@ def test_the_endpoint_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch
         config.load()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("REDIS__URL", "http://user:hush@redis:6379", "redis://:password@host:port/0, rediss://… or unix:///path"),
+        ("MODELS__URL", "models:8001", "http://host:port or unix:/path"),
+        ("BLOBS__URL", "ftp://files", "file:///dir or s3://bucket?endpoint=…&region=…"),
+        ("SCAN__CLAMD", "clamd:3310", "unix:/path, tcp://host:port or off"),
+    ],
+)
+def test_an_address_of_a_wrong_kind_is_told_with_its_name(
+    name: str, value: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        config.load()
+    assert str(raised.value) == f"{name}: want {wanted}"
+
+
 def test_the_built_in_model_has_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AI__EMBEDDING_DIM", "1536")
     with pytest.raises(SettingsError, match="AI__EMBEDDING_DIM is 1536, but the built-in model has 384 dimensions; un"):

@@ -1,0 +1,102 @@
+"""HTTP below the application: bounds what a stranger may send before there is a request, and refuses it in our form."""
+
+from asyncio import TimerHandle
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from internal.entities.ids import new_id
+from internal.handlers.observation import ALWAYS, UNLESS_SET
+from pkg.apperr import Code
+
+HEAD_BYTES = 64 * 1024
+"""What request line and headers may take; a head that has arrived whole may be longer by one read of the socket."""
+HEAD_SECONDS = 30.0
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn keeps a head of any size in memory, for ever; nobody has to be known to send one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._overdue: TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client that says nothing isn't waited for."""
+        super().connection_made(transport)
+        self._overdue = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whatever the reason."""
+        self._on_time()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Counts until the head has arrived."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                Code.REQUEST_TOO_LARGE,
+                f"The request line and headers are larger than {HEAD_BYTES // 1024} kB.",
+            )
+        elif self._head_bytes and self._overdue is None:
+            self._overdue = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def on_headers_complete(self) -> None:
+        """From here on the application bounds what comes."""
+        self._in_head, self._head_bytes = False, 0
+        self._on_time()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next request's head may begin."""
+        super().on_message_complete()
+        self._in_head = True
+
+    def send_400_response(self, msg: str) -> None:
+        """What isn't HTTP, or a method that HTTP doesn't know."""
+        self._refuse(HTTPStatus.BAD_REQUEST, Code.REQUEST_MALFORMED, msg)
+
+    def _refuse(self, status: HTTPStatus, code: Code, detail: str) -> None:
+        request_id = str(new_id())
+        problem = {
+            "type": f"/docs#{code.value}",
+            "title": status.phrase,
+            "status": status.value,
+            "detail": detail,
+            "code": code.value,
+            "request_id": request_id,
+        }
+        body = msgspec.json.encode(problem)
+        headers = (
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(body)).encode()),
+            *ALWAYS,
+            *UNLESS_SET,
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        )
+        lines = (b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, status.phrase.encode(), b"".join(lines)) + body)
+        self.transport.close()
+
+    def _give_up(self) -> None:
+        """Unless an answer is still on its way, to which stray bytes after its request are no harm."""
+        self._overdue = None
+        cycle: RequestResponseCycle | None = getattr(self, "cycle", None)  # None before the first request
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+
+    def _on_time(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
