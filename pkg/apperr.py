@@ -51,6 +51,7 @@ class Code(StrEnum):
     BUDGET_EXCEEDED = "budget.exceeded"
     QUEUE_FULL = "queue.full"
     MODEL_UNAVAILABLE = "model.unavailable"
+    MODEL_TIMEOUT = "model.timeout"
     MODEL_REFUSED = "model.refused"
     MODEL_BAD_ANSWER = "model.bad_answer"
     BLOB_UNAVAILABLE = "blob.unavailable"

@@ -55,6 +55,7 @@ STATUS: Mapping[Code, int] = {
     Code.BUDGET_EXCEEDED: 402,
     Code.QUEUE_FULL: 429,
     Code.MODEL_UNAVAILABLE: 503,
+    Code.MODEL_TIMEOUT: 504,
     Code.MODEL_REFUSED: 502,
     Code.MODEL_BAD_ANSWER: 502,
     Code.BLOB_UNAVAILABLE: 503,

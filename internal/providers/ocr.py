@@ -12,13 +12,17 @@ from internal.providers.local_models import model_client
 from pkg.apperr import AppError, Code
 
 TOO_LARGE = 413
+ALIVE_SECONDS = 5.0
 
 
 class Ocr(Protocol):
     """Reads the text of one picture."""
 
     async def read(self, path: Path) -> OcrPage:
-        """Raises FILE_UNREADABLE or FILE_TOO_COMPLEX for the picture, MODEL_UNAVAILABLE for the reader."""
+        """Raises FILE_UNREADABLE or FILE_TOO_COMPLEX for the picture, MODEL_UNAVAILABLE for the reader.
+
+        MODEL_TIMEOUT: the reader lives, but this picture took too long; that uses up a try, for it may always do so.
+        """
         ...
 
 
@@ -36,6 +40,8 @@ class LocalOcr:
                 content=await asyncio.to_thread(path.read_bytes),
                 headers={"content-type": "application/octet-stream"},
             )
+        except httpx.ReadTimeout as error:
+            raise await self._late() from error
         except httpx.HTTPError as error:
             raise _unavailable() from error
         if answer.is_success:
@@ -49,6 +55,14 @@ class LocalOcr:
     async def close(self) -> None:
         """Closes idle connections."""
         await self._client.aclose()
+
+    async def _late(self) -> AppError:
+        """Who is to blame: the reader that hangs, or the picture."""
+        try:
+            await self._client.get("/healthz", timeout=ALIVE_SECONDS)
+        except httpx.HTTPError:
+            return _unavailable()
+        return AppError(Code.MODEL_TIMEOUT, "The text of a picture could not be read in time; the task tries again.")
 
 
 def _unavailable() -> AppError:
