@@ -52,6 +52,7 @@ from internal.services.sessions import FAILURES, SessionService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.terms import TermAnalyser
+from internal.services.uploads import UploadService
 from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
@@ -113,6 +114,14 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         checks: dict[str, Check] = {"postgres": store.ping, "redis": cache.ping}
         if not settings.ai.embedding_model:
             checks["models"] = _models_check(stack, settings)
+        blobs = open_blobs(settings.blobs)
+        documents = DocumentService(
+            store,
+            blobs,
+            open_antivirus(settings.scan),
+            spool=spool,
+            max_file_mb=settings.limits.max_file_mb,
+        )
         api = Api(
             authenticator=authenticator,
             limiter=RateLimiter(cache, Limit(settings.limits.rate_per_minute, 60)),
@@ -129,13 +138,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             ),
             api_keys=ApiKeyService(store, authenticator),
             members=MemberService(store, passwords, authenticator),
-            documents=DocumentService(
-                store,
-                open_blobs(settings.blobs),
-                open_antivirus(settings.scan),
-                spool=spool,
-                max_file_mb=settings.limits.max_file_mb,
-            ),
+            documents=documents,
+            uploads=UploadService(store, blobs, documents, spool=spool, limits=settings.limits),
             collections=CollectionService(store),
             tasks=TaskService(store),
             searches=searches,
@@ -254,7 +258,11 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         blobs = open_blobs(settings.blobs)
         ingest = IngestService(store, blobs, sandbox, ocr, embedder, workdir=scratch)
         purge = PurgeService(store, blobs)
-        jobs = product_jobs(ingest_content=ingest.ingest_content, purge_content=purge.purge_content)
+        jobs = product_jobs(
+            ingest_content=ingest.ingest_content,
+            purge_content=purge.purge_content,
+            purge_uploads=purge.purge_uploads,
+        )
         worker = Worker(store, queue, jobs, settings, queues=queues)
         _on_stop(worker.stop)
         await worker.run()

@@ -150,6 +150,8 @@ class Limits(Section):
     """Bounds. Megabytes are of 1,048,576 bytes."""
 
     max_file_mb: int = Field(default=100, ge=1, le=4096)
+    uploads: int = Field(default=100, ge=1, description="unfinished resumable uploads of a tenant")
+    uploads_mb: int = Field(default=20_480, ge=1, description="what these announce together")
     queue_depth: int = Field(default=10_000, ge=1)
     rate_per_minute: int = Field(default=600, ge=1)
     parse_seconds: float = Field(default=30.0, gt=0)
@@ -254,7 +256,7 @@ def load(*, process: str = "server", **overrides: Any) -> Settings:
         raise SettingsError(_explain(error)) from None
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    _refuse_contradictory(settings.ai)
+    _refuse_contradictory(settings)
     failpoints.check()
     if settings.env == "production":
         _refuse_unsafe(settings, PRODUCTION_NEEDS[process])
@@ -310,8 +312,9 @@ def weak_secret(value: str) -> bool:
     return len(value) < MIN_SECRET or value.lower() in DEFAULT_SECRETS or value.lower().startswith("change")
 
 
-def _refuse_contradictory(ai: Ai) -> None:
-    """A model needs an endpoint to be called at, and the built-in model's vectors have one size only."""
+def _refuse_contradictory(settings: "Settings") -> None:
+    """A model needs an endpoint, the built-in model's vectors have one size, and the largest file must find room."""
+    ai, limits = settings.ai, settings.limits
     lines = [
         f"AI__{field.upper()} names a model, but AI__BASE_URL is not set; set it to the endpoint that serves the model"
         for field in ("chat_model", "embedding_model", "vision_model", "transcription_model")
@@ -321,6 +324,11 @@ def _refuse_contradictory(ai: Ai) -> None:
         lines.append(
             f"AI__EMBEDDING_DIM is {ai.embedding_dim}, but the built-in model has {LOCAL_EMBEDDING_DIM} dimensions;"
             " unset it, or set AI__EMBEDDING_MODEL too"
+        )
+    if limits.uploads_mb < limits.max_file_mb:
+        lines.append(
+            f"LIMITS__UPLOADS_MB is {limits.uploads_mb}, but one file may have {limits.max_file_mb}"
+            " (LIMITS__MAX_FILE_MB); raise the first or lower the second"
         )
     if lines:
         raise SettingsError("\n".join(lines))

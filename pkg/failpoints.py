@@ -31,6 +31,8 @@ PLACES: Mapping[str, str] = {
     "upload.after_scan": "The scanner found nothing; nothing of the file is stored.",
     "upload.after_blob": "The object is stored; no row tells of it yet.",
     "upload.after_commit": "Content, document, task and event are committed; the client hasn't been answered.",
+    "part.after_object": "A part of a resumable upload is stored as an object; it doesn't count yet.",
+    "part.after_document": "The last part's document is committed; the upload still lacks that part.",
     "relay.after_dispatch": "Tasks are marked as dispatched; their wake-ups aren't in Redis yet.",
     "relay.after_enqueue": "Wake-ups are in Redis; the relay hasn't looked at the outbox since.",
     "relay.after_broadcast": "Events were handed on; they aren't marked, and so are handed on again.",

@@ -39,6 +39,7 @@ async def seed(conn: asyncpg.Connection) -> Seeded:
     await conn.execute("insert into tenant_statistics (tenant_id, chunks) values ($1, 2)", tenant)
     await conn.execute("insert into term_frequencies (tenant_id, term, chunks) values ($1, 7, 2)", tenant)
     await _seed_conversation(conn, tenant, owner, canary)
+    await _seed_upload(conn, tenant, owner, canary)
     return Seeded(tenant=tenant, owner=owner, member=member, shared=shared, private=private, canary=canary)
 
 
@@ -172,4 +173,19 @@ async def _seed_conversation(conn: asyncpg.Connection, tenant: UUID, owner: UUID
         tenant,
         message,
         owner,
+    )
+
+
+async def _seed_upload(conn: asyncpg.Connection, tenant: UUID, owner: UUID, canary: str) -> None:
+    upload = new_id()
+    await conn.execute(
+        "insert into uploads (tenant_id, id, user_id, length, metadata, request, expires_at)"
+        " values ($1, $2, $3, 2, $4, '{}', now() + interval '1 day')",
+        tenant,
+        upload,
+        owner,
+        canary,
+    )
+    await conn.execute(
+        "insert into upload_parts (tenant_id, id, upload_id, start) values ($1, $2, $3, 0)", tenant, new_id(), upload
     )

@@ -41,9 +41,10 @@ class TaskKind(StrEnum):
 
     INGEST_CONTENT = "ingest_content"
     PURGE_CONTENT = "purge_content"
+    PURGE_UPLOADS = "purge_uploads"
 
 
-REMOVALS = frozenset({TaskKind.PURGE_CONTENT})
+REMOVALS = frozenset({TaskKind.PURGE_CONTENT, TaskKind.PURGE_UPLOADS})
 """Their document is gone for its readers already: nobody may cancel them, or its text and file would stay for good."""
 
 

@@ -13,6 +13,7 @@ from litestar.params import JSONBody, QueryParameter
 from internal.entities.documents import Chunk, Document, DocumentChanges, DocumentFilter, DocumentStatus, Visibility
 from internal.entities.parsed import Location, Part
 from internal.handlers.auth import access
+from internal.handlers.descriptions import described
 from internal.handlers.downloads import download
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, bad_cursor, page_of, read_cursor, read_id
 from internal.handlers.schema import UploadOperation
@@ -24,7 +25,6 @@ from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
 MAX_ORDINAL = 2**31 - 1
-PRIORITIES = ("high", "normal", "batch")
 Filename = Annotated[str, msgspec.Meta(max_length=MAX_FILENAME)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 SourceType = Literal["document", "photo", "audio", "video", "web", "email", "calendar"]
@@ -110,11 +110,11 @@ async def upload_document(
     await form.begin()
     _described(form)  # fields that came before the file are refused before the file is read
 
-    async def described() -> UploadRequest:
+    async def completed() -> UploadRequest:
         await form.finish()
         return _described(form)
 
-    result = await documents.upload(ctx, form.chunks(), described)
+    result = await documents.upload(ctx, form.chunks(), completed)
     return Response(_upload_out(result), status_code=200 if result.duplicate else 202)
 
 
@@ -208,24 +208,13 @@ async def delete_document(
 
 
 def _described(form: UploadForm) -> UploadRequest:
-    priority = form.field("priority") or "normal"
-    if priority not in PRIORITIES:
-        raise _one_of("priority", PRIORITIES)
-    visibility = form.field("visibility") or Visibility.TENANT.value
-    if visibility not in list(Visibility):
-        raise _one_of("visibility", tuple(Visibility))
-    return UploadRequest(
+    return described(
         filename=form.filename,
-        priority=priority,
+        priority=form.field("priority"),
         tags=form.tags(),
         collection=form.field("collection"),
-        visibility=Visibility(visibility),
+        visibility=form.field("visibility"),
     )
-
-
-def _one_of(field: str, known: tuple[str, ...]) -> AppError:
-    message = f"must be one of {', '.join(known)}"
-    return AppError(Code.REQUEST_INVALID, f"{field} {message}.", errors=[{"field": field, "message": message}])
 
 
 def _id(text: str) -> UUID:

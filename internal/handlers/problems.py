@@ -51,6 +51,12 @@ STATUS: Mapping[Code, int] = {
     Code.FILE_TOO_COMPLEX: 422,
     Code.FILE_NO_TEXT: 422,
     Code.SCAN_UNAVAILABLE: 503,
+    Code.UPLOAD_NOT_FOUND: 404,
+    Code.UPLOAD_OFFSET_MISMATCH: 409,
+    Code.UPLOAD_LOCKED: 423,
+    Code.UPLOAD_CHECKSUM_MISMATCH: 460,
+    Code.UPLOAD_TOO_MANY: 429,
+    Code.UPLOAD_VERSION: 412,
     Code.QUOTA_EXCEEDED: 402,
     Code.BUDGET_EXCEEDED: 402,
     Code.QUEUE_FULL: 429,
@@ -76,6 +82,8 @@ OF_STATUS: Mapping[int, Code] = {
     415: Code.REQUEST_UNSUPPORTED_MEDIA_TYPE,
     429: Code.RATE_LIMITED,
 }
+TITLE: Mapping[int, str] = {460: "Checksum Mismatch"}
+"""Of statuses that HTTP itself doesn't know; this one is tus's."""
 DETAIL: Mapping[int, str] = {
     404: "There is nothing at this path; /docs lists what there is.",
     405: "This path doesn't know this method; see the Allow header.",
@@ -111,7 +119,7 @@ def body_of(error: AppError) -> dict[str, Any]:
     status = STATUS[error.code]
     body: dict[str, Any] = {
         "type": f"/docs#{error.code.value}",
-        "title": HTTPStatus(status).phrase,
+        "title": TITLE.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": error.detail,
         "code": error.code.value,

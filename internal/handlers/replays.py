@@ -1,6 +1,7 @@
 """Idempotency-Key on POST: the same request again gets the answer that it got before."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from litestar import Request, Response
@@ -17,6 +18,9 @@ PENDING = "idempotency"
 KEPT_BYTES = 1024 * 1024
 SECRET_ANSWER = {"secret_answer": True}
 """For `opt`: an answer that is shown once must not lie in a table for a day."""
+STREAMED = {"streamed": True}
+"""For `opt`: a body that is read as it comes can't be compared, and headers that matter aren't kept."""
+NEVER_REPLAYED = (*SECRET_ANSWER, *STREAMED)
 
 
 class Replays:
@@ -28,7 +32,7 @@ class Replays:
     async def before(self, request: Request[Any, Any, Any]) -> Response[bytes] | None:
         """Answers at once what was answered before. Raises IDEMPOTENCY_CONFLICT, REQUEST_CONFLICT."""
         raw = _key(request.scope) if request.method == "POST" else None
-        if raw is None or "auth" not in request.scope or request.route_handler.opt.get("secret_answer"):
+        if raw is None or "auth" not in request.scope or _is_exempt(request.route_handler.opt):
             return None
         ctx, key = context_of(request.scope), raw.decode("latin-1")
         replay = await self._service.begin(ctx, key, await _fingerprint(request))
@@ -95,6 +99,10 @@ class _Answer:
         if not self._complete or not 200 <= self._status < 300 or len(self._body) > KEPT_BYTES:
             return None
         return Replay(self._status, self._media_type, bytes(self._body))
+
+
+def _is_exempt(opt: Mapping[str, Any]) -> bool:
+    return any(opt.get(name) for name in NEVER_REPLAYED)
 
 
 def _key(scope: Scope) -> bytes | None:

@@ -10,7 +10,17 @@ from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetail
 from litestar.types import ASGIApp, ControllerRouterHandler
 from prometheus_client import CollectorRegistry
 
-from internal.handlers import collections, conversations, dead_letters, documents, identity, operations, search, tasks
+from internal.handlers import (
+    collections,
+    conversations,
+    dead_letters,
+    documents,
+    identity,
+    operations,
+    search,
+    tasks,
+    tus,
+)
 from internal.handlers.auth import Admission, provide_context
 from internal.handlers.lingering import LingeringClose
 from internal.handlers.observation import Observation, RequestLines, RequestMetrics
@@ -33,6 +43,7 @@ from internal.services.search import SearchService
 from internal.services.sessions import SessionService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
+from internal.services.uploads import UploadService
 
 ROUTES: tuple[ControllerRouterHandler, ...] = (
     # /healthz /readyz /metrics /openapi.json /docs
@@ -63,6 +74,12 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     documents.list_document_chunks,
     documents.update_document,
     documents.delete_document,
+    # /api/v1/uploads
+    tus.describe_uploads,
+    tus.begin_upload,
+    tus.get_upload,
+    tus.append_to_upload,
+    tus.remove_upload,
     # /api/v1/collections
     collections.list_collections,
     collections.add_collection,
@@ -108,6 +125,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: ApiKeyService
     members: MemberService
     documents: DocumentService
+    uploads: UploadService
     collections: CollectionService
     tasks: TaskService
     searches: SearchService
@@ -126,6 +144,7 @@ PROVIDED = (
     "api_keys",
     "members",
     "documents",
+    "uploads",
     "collections",
     "tasks",
     "searches",
@@ -144,7 +163,9 @@ def create_api(api: Api) -> ASGIApp:
         before_request=replays.before,
         dependencies=_dependencies(api, Description(lambda: openapi_document(api.version))),
         plugins=[ProblemDetailsPlugin(ProblemDetailsConfig(exception_to_problem_detail_map={Exception: to_problem}))],
-        cors_config=CORSConfig(allow_origins=list(api.cors_origins)) if api.cors_origins else None,
+        cors_config=CORSConfig(allow_origins=list(api.cors_origins), expose_headers=list(tus.EXPOSED))
+        if api.cors_origins
+        else None,
         openapi_config=None,
         logging_config=None,
         request_class=StrictRequest,
@@ -152,7 +173,7 @@ def create_api(api: Api) -> ASGIApp:
         debug=False,
     )
     return Observation(
-        LingeringClose(replays.around(app)),
+        tus.TusHeaders(LingeringClose(replays.around(app))),
         metrics=RequestMetrics(api.registry),
         lines=RequestLines(as_json=api.log_json),
     )

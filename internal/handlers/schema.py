@@ -36,6 +36,7 @@ IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "maxLength": 255},
 }
 WRITES = ("post",)
+OFFSET_TYPE = "application/offset+octet-stream"
 
 
 @dataclass
@@ -63,6 +64,27 @@ class UploadOperation(Operation):
                 )
             },
         )
+
+
+@dataclass
+class PieceOperation(Operation):
+    """The bytes of a resumable upload, which the handler reads by itself."""
+
+    def __post_init__(self) -> None:
+        self.request_body = _bytes_of_file(required=True)
+
+
+@dataclass
+class FirstPieceOperation(Operation):
+    """The same where the bytes may come later."""
+
+    def __post_init__(self) -> None:
+        self.request_body = _bytes_of_file(required=False)
+
+
+def _bytes_of_file(*, required: bool) -> RequestBody:
+    schema = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+    return RequestBody(required=required, content={OFFSET_TYPE: OpenAPIMediaType(schema=schema)})
 
 
 def describe(handlers: Sequence[ControllerRouterHandler], *, version: str, **options: Any) -> dict[str, Any]:
@@ -111,7 +133,8 @@ def _complete(operation: dict[str, Any], opt: Mapping[str, Any], method: str) ->
         "description": "An error.",
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    if method in WRITES and not isinstance(needed, Open) and not opt.get("secret_answer"):
+    replayed = not (opt.get("secret_answer") or opt.get("streamed"))
+    if method in WRITES and not isinstance(needed, Open) and replayed:
         operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
     if not isinstance(needed, Open) and needed is not None:
         operation["x-role"] = str(needed)

@@ -1,6 +1,7 @@
 """Objects: the uploaded bytes, in a folder or in S3. Keys are `tenant/uuid`, never a file's name."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ READ_BYTES = 256 * 1024
 LOCAL_PART_BYTES = 1024 * 1024
 S3_PART_BYTES = 5 * 1024 * 1024
 """The least that S3 takes. Larger parts, or several at once, would stand in the server's memory."""
+REMOVALS = 16
 REQUEST_TIME = timedelta(seconds=60)
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ class BlobStore:
     def key(tenant_id: UUID, object_id: UUID) -> str:
         """The object's name; a tenant's objects share a prefix, so that erasing a tenant is one listing."""
         return f"{tenant_id}/{object_id}"
+
+    @staticmethod
+    def part_key(tenant_id: UUID, part_id: UUID) -> str:
+        """The name of an object that is a part of an unfinished upload."""
+        return f"{tenant_id}/uploads/{part_id}"
 
     async def put_file(self, key: str, path: Path) -> None:
         """Stores a file's bytes, in parts where it is large, and never shows a half-written object."""
@@ -72,6 +79,11 @@ class BlobStore:
             return
         except (BaseError, OSError) as error:
             raise _unavailable() from error
+
+    async def remove_all(self, keys: Sequence[str]) -> None:
+        """Removes many objects, a few at a time."""
+        for start in range(0, len(keys), REMOVALS):
+            await asyncio.gather(*(self.remove(key) for key in keys[start : start + REMOVALS]))
 
     async def check(self) -> None:
         """Writes, reads and removes a small object. Raises BLOB_UNAVAILABLE."""

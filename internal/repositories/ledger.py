@@ -16,6 +16,7 @@ from pkg.ctxutil import Role
 
 POISON_AFTER = 3
 JANITOR_BATCH = 5_000
+EXPIRY_BATCH = 100
 
 
 class LedgerRepository:
@@ -143,6 +144,11 @@ class LedgerRepository:
     async def expire_dead(self, after: timedelta) -> int:
         """Gives up dead letters that are older, a bounded number of them; answers how many."""
         return sure(await self._conn.fetchval("select expire_dead_v1($1, $2)", after, JANITOR_BATCH))
+
+    async def expire_uploads(self, *, max_retries: int) -> int:
+        """Queues the removal of uploads whose time is over, one task a tenant; answers how many tasks."""
+        ids = [new_id() for _ in range(EXPIRY_BATCH)]
+        return sure(await self._conn.fetchval("select expire_uploads_v1($1, $2)", ids, max_retries))
 
 
 def _by_queue(rows: Sequence[asyncpg.Record]) -> dict[Queue, list[Wakeup]]:

@@ -30,6 +30,7 @@ from internal.repositories.search import Found, search
 from internal.repositories.spaces import find_space
 from internal.repositories.task_batches import TaskBatchRepository
 from internal.repositories.tasks import TaskRepository
+from internal.repositories.uploads import UploadRepository
 from internal.repositories.vectors import VectorRepository
 from pkg import logger
 from pkg.apperr import AppError, Code
@@ -118,6 +119,11 @@ class Tx:
     def task_batches(self) -> TaskBatchRepository:
         """Many tasks at once."""
         return TaskBatchRepository(self._conn, self._ctx)
+
+    @cached_property
+    def uploads(self) -> UploadRepository:
+        """Files that come in pieces."""
+        return UploadRepository(self._conn, self._ctx)
 
     @cached_property
     def outbox(self) -> OutboxRepository:

@@ -1,9 +1,7 @@
 """Documents: receiving, listing, changing and deleting them."""
 
 import asyncio
-import errno
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
@@ -27,7 +25,7 @@ from internal.providers.antivirus import Antivirus
 from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
 from internal.services.names import check_collection_name, check_filename, check_tags
-from internal.services.spool import Spooled, spooled
+from internal.services.spool import Spooled, room_left, spooled
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
@@ -74,8 +72,8 @@ class DocumentService:
         file itself, SCAN_UNAVAILABLE, QUEUE_FULL, BLOB_UNAVAILABLE. The same bytes again by the same user answer with
         the document and task that are there.
         """
-        async with _room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
-            request = _checked(await describe())
+        async with room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
+            request = checked(await describe())
             found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
             await failpoints.hit("upload.after_spool")
             known = await self._find_duplicate(ctx, file.sha256)
@@ -239,7 +237,7 @@ class DocumentService:
             return await tx.documents.list(limit=limit, before=before, narrow=narrow)
 
 
-def _checked(request: UploadRequest) -> UploadRequest:
+def checked(request: UploadRequest) -> UploadRequest:
     """Names as they may stand in the database. Raises FILE_NAME_INVALID or REQUEST_INVALID."""
     return msgspec.structs.replace(
         request,
@@ -255,14 +253,3 @@ async def _collection_of(tx: Tx, document: Document, changes: DocumentChanges) -
     return (
         None if changes.collection is None else await tx.collections.ensure(check_collection_name(changes.collection))
     )
-
-
-@asynccontextmanager
-async def _room_left() -> AsyncGenerator[None]:
-    """A full disk is the operator's matter and passes: 503, not 500."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise AppError(Code.BLOB_UNAVAILABLE, "The server's disk is full; try again later.", retry_after=60) from error

@@ -1,4 +1,5 @@
-"""Removing what nobody needs any more: contents without a document, and generations that were replaced."""
+"""Removing what nobody needs any more: contents without a document, generations that were replaced, and uploads that
+nobody went on with."""
 
 from typing import Any
 from uuid import UUID
@@ -13,9 +14,12 @@ from pkg.ctxutil import Context
 BATCH = 500
 """Chunks a transaction, so that no long one holds up a vacuum."""
 
+UPLOADS = 100
+"""Uploads that are ended at a time."""
+
 
 class PurgeService:
-    """Removes a content that no document holds any more."""
+    """Removes contents that no document holds any more, and uploads whose time is over."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
@@ -46,6 +50,22 @@ class PurgeService:
             await tx.contents.remove(content.id)
         self._log.info("content purged", content=str(content.id), chunks=removed, bytes=content.size)
         return {}
+
+    async def purge_uploads(self, ctx: Context, lease: Lease) -> dict[str, Any]:
+        """The job `purge_uploads`: removes every upload of the tenant whose time is over, its objects first."""
+        count = 0
+        while True:
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                ended = {upload: await tx.uploads.objects(upload) for upload in await tx.uploads.end_expired(UPLOADS)}
+            for upload, parts in ended.items():
+                await self._blobs.remove_all([BlobStore.part_key(ctx.tenant_id, part) for part in parts])
+                async with self._store.tenant(ctx) as tx:
+                    await tx.tasks.fence(lease)
+                    await tx.uploads.remove(upload)
+            count += len(ended)
+            if not ended:
+                return {"uploads": count}
 
 
 async def remove_retired(store: Store, ctx: Context, lease: Lease, content_id: UUID) -> None:

@@ -1,6 +1,7 @@
 """Receiving an upload into a temporary file while counting and hashing it."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import tempfile
@@ -86,3 +87,14 @@ def too_large(limit: int) -> AppError:
         Code.FILE_TOO_LARGE,
         f"The file is larger than the limit of {limit // (1024 * 1024)} MB; split it, or ask for a higher limit.",
     )
+
+
+@asynccontextmanager
+async def room_left() -> AsyncGenerator[None]:
+    """A full disk is the operator's matter and passes: 503, not 500."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AppError(Code.BLOB_UNAVAILABLE, "The server's disk is full; try again later.", retry_after=60) from error

@@ -139,11 +139,12 @@ class Relay:
         return len(events)
 
     async def tidy(self) -> None:
-        """Forgets old idempotency keys and old events, and gives up old dead letters."""
+        """Forgets old idempotency keys and old events, gives up old dead letters, has expired uploads removed."""
         started = time.monotonic()
         async with self._store.system("forget old keys and events") as tx:
             keys, events = await tx.ledger.forget(keys_after=KEEP_KEYS, events_after=KEEP_EVENTS)
             dead = await tx.ledger.expire_dead(timedelta(days=self._tasks.dead_days))
-        self._log.debug("tidied", keys=keys, events=events, seconds=round(time.monotonic() - started, 3))
+            tasks = await tx.ledger.expire_uploads(max_retries=self._tasks.max_retries)
+        self._log.debug("tidied", keys=keys, events=events, tasks=tasks, seconds=round(time.monotonic() - started, 3))
         if dead:
             self._log.warning("old dead letters given up", count=dead, days=self._tasks.dead_days)

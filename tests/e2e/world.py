@@ -121,6 +121,7 @@ def _world(
         _done(owner.post("/api/v1/search", json=body, headers={"Idempotency-Key": key}))
     extra = _done(owner.post("/api/v1/api-keys", json={"name": "A spare key", "role": "viewer"}))
     conversation, message = people["owner"].conversation, people["owner"].message
+    unfinished = _begun_upload(owner)
     created = owner.get(f"/api/v1/documents/{documents.shared[0]['document_id']}").json()["created_at"]
     shared, private = documents.shared[0], documents.private[0]
     places = {
@@ -149,6 +150,7 @@ def _world(
             "tag": owner.get(f"/api/v1/documents/{shared['document_id']}").json()["tags"],
             "task": [item["task_id"] for item in (shared, private, documents.broken, documents.dead)],
             "tenant": [made["id"]],
+            "upload": [unfinished],
             "user": [people["member"].id, people["owner"].id],
         },
         private={
@@ -161,8 +163,22 @@ def _world(
             "idempotency_key": keys,
             "message": [message],
             "task": [private["task_id"]],
+            "upload": [unfinished],
         },
     )
+
+
+def _begun_upload(owner: httpx.Client) -> str:
+    """Four of ten bytes."""
+    headers = {
+        "Tus-Resumable": "1.0.0",
+        "Upload-Length": "10",
+        "Upload-Metadata": f"filename {base64.b64encode(b'begun.txt').decode()}",
+        "Content-Type": "application/offset+octet-stream",
+    }
+    answer = owner.post("/api/v1/uploads", content=b"four", headers=headers)
+    assert answer.status_code == 201, answer.text
+    return answer.headers["location"].rpartition("/")[2]
 
 
 def _signed_in(visitor: httpx.Client, user: str, role: str, mark: str) -> Person:

@@ -11,12 +11,15 @@ from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import httpx
+import obstore
 import pytest
 
 from internal.entities.ids import new_id
 from internal.providers.blobs import BlobStore, open_blobs
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import Blobs
+from tests.integration.api import served, settings_for
+from tests.integration.test_api_uploads import begin, send
 
 ACCESS, SECRET = "dreamhub-test", "a-secret-of-the-tests"
 CREDENTIALS = """{"identities": [{"name": "test", "credentials": [{"accessKey": "%s", "secretKey": "%s"}],
@@ -91,6 +94,29 @@ async def test_a_large_file_comes_back_as_it_was(blobs, tmp_path):
     assert part == source.read_bytes()[100:300]
     rest = b"".join([part async for part in blobs.read(key, start=20 * 1024 * 1024)])
     assert len(rest) == 7
+
+
+async def test_an_upload_in_pieces_through_s3(servers, database, tmp_path, s3):
+    """Parts are objects, and the whole is put together without lying in memory."""
+    address = Blobs(url=f"s3://dreamhub?endpoint={s3}&region=us-east-1", access_key=ACCESS, secret_key=SECRET)
+    store = open_blobs(address)
+    async with asyncio.timeout(60):
+        while not await bucket_ready(s3, store):
+            await asyncio.sleep(0.2)
+    settings = settings_for(database, servers.redis_url, tmp_path).model_copy(update={"blobs": address})
+    data = os.urandom(9 * 1024 * 1024).hex().encode()[: 12 * 1024 * 1024 + 5]
+    async with served(settings) as api:
+        tenant = await api.new_tenant("pieces")
+        async with api.client(tenant["api_key"]) as client:
+            path = await begin(client, len(data))
+            assert (await send(client, path, 0, data[:7_000_000])).status_code == 204
+            done = await send(client, path, 7_000_000, data[7_000_000:])
+            assert done.status_code == 204, done.text
+            content = await client.get(f"/api/v1/documents/{done.headers['dreamhub-document-id']}/content")
+            assert content.content == data
+            assert (await client.head(path, headers={"Tus-Resumable": "1.0.0"})).status_code == 200
+    left = [item["path"] async for page in obstore.list(store._store, prefix=tenant["id"]) for item in page]
+    assert len(left) == 1, left
 
 
 async def test_a_removed_object_is_gone_and_removing_again_is_fine(blobs, tmp_path):

@@ -42,9 +42,18 @@ WORKERS = {
     "TaskRepository.heartbeat",
     "TaskRepository.payload",
     "TaskRepository.progress",
+    "UploadRepository.end_expired",
+    "UploadRepository.objects",
+    "UploadRepository.remove",
     "VectorRepository",
 }
-BOTH = {"ContentRepository.find", "LedgerRepository.depth", "OutboxRepository"}
+BOTH = {
+    "ContentRepository.find",
+    "LedgerRepository.depth",
+    "OutboxRepository",
+    "UploadRepository.objects",
+    "UploadRepository.remove",
+}
 """The application uses these too; whatever isn't named here is the application's."""
 EVERYONES = {"open_store", "Store.ping", "find_space"}
 

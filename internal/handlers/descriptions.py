@@ -1,0 +1,24 @@
+"""What comes with a file, whichever way the file comes: texts of a form or of a header, as what they mean."""
+
+from internal.entities.documents import Visibility
+from internal.services.documents import QUEUES, UploadRequest
+from pkg.apperr import AppError, Code
+
+
+def described(
+    *, filename: str, priority: str | None, tags: list[str], collection: str | None, visibility: str | None
+) -> UploadRequest:
+    """Fills in what is missing or empty. Raises REQUEST_INVALID for words that mean nothing."""
+    chosen, seen_by = priority or "normal", visibility or Visibility.TENANT.value
+    if chosen not in QUEUES:
+        raise _one_of("priority", tuple(QUEUES))
+    if seen_by not in list(Visibility):
+        raise _one_of("visibility", tuple(Visibility))
+    return UploadRequest(
+        filename=filename, priority=chosen, tags=tags, collection=collection, visibility=Visibility(seen_by)
+    )
+
+
+def _one_of(field: str, known: tuple[str, ...]) -> AppError:
+    message = f"must be one of {', '.join(known)}"
+    return AppError(Code.REQUEST_INVALID, f"{field} {message}.", errors=[{"field": field, "message": message}])
