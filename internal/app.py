@@ -53,6 +53,7 @@ from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.terms import TermAnalyser
 from internal.services.uploads import UploadService
+from internal.services.versions import VersionService
 from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
@@ -122,6 +123,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             spool=spool,
             max_file_mb=settings.limits.max_file_mb,
         )
+        versions = VersionService(store, documents, keep=settings.limits.versions)
         api = Api(
             authenticator=authenticator,
             limiter=RateLimiter(cache, Limit(settings.limits.rate_per_minute, 60)),
@@ -139,7 +141,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             api_keys=ApiKeyService(store, authenticator),
             members=MemberService(store, passwords, authenticator),
             documents=documents,
-            uploads=UploadService(store, blobs, documents, spool=spool, limits=settings.limits),
+            versions=versions,
+            uploads=UploadService(store, blobs, documents, versions, spool=spool, limits=settings.limits),
             collections=CollectionService(store),
             tasks=TaskService(store),
             searches=searches,

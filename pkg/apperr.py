@@ -26,6 +26,7 @@ class Code(StrEnum):
     USER_NOT_FOUND = "user.not_found"
     API_KEY_NOT_FOUND = "api_key.not_found"
     DOCUMENT_NOT_FOUND = "document.not_found"
+    VERSION_NOT_FOUND = "version.not_found"
     COLLECTION_NOT_FOUND = "collection.not_found"
     COLLECTION_EXISTS = "collection.exists"
     CONVERSATION_NOT_FOUND = "conversation.not_found"

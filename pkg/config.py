@@ -150,6 +150,7 @@ class Limits(Section):
     """Bounds. Megabytes are of 1,048,576 bytes."""
 
     max_file_mb: int = Field(default=100, ge=1, le=4096)
+    versions: int = Field(default=10, ge=1, le=1000, description="of a document that are kept")
     uploads: int = Field(default=100, ge=1, description="unfinished resumable uploads of a tenant")
     uploads_mb: int = Field(default=20_480, ge=1, description="what these announce together")
     queue_depth: int = Field(default=10_000, ge=1)

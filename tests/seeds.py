@@ -106,6 +106,15 @@ async def _seed_document(
         collection,
     )
     await conn.execute(
+        "insert into document_versions (tenant_id, document_id, number, content_id, filename, created_by, created_at)"
+        " values ($1, $2, 1, $3, $4, $5, now())",
+        tenant,
+        document,
+        content,
+        f"{text}.txt",
+        owner,
+    )
+    await conn.execute(
         "insert into chunks (tenant_id, id, content_id, generation_id, ordinal, hash, text_hash, text, tokens)"
         " values ($1, $2, $3, $4, 0, $5, $5, $6, 2)",
         tenant,
@@ -179,8 +188,8 @@ async def _seed_conversation(conn: asyncpg.Connection, tenant: UUID, owner: UUID
 async def _seed_upload(conn: asyncpg.Connection, tenant: UUID, owner: UUID, canary: str) -> None:
     upload = new_id()
     await conn.execute(
-        "insert into uploads (tenant_id, id, user_id, length, metadata, request, expires_at)"
-        " values ($1, $2, $3, 2, $4, '{}', now() + interval '1 day')",
+        "insert into uploads (tenant_id, id, user_id, length, metadata, request, expires_at, holder, held_until)"
+        " values ($1, $2, $3, 2, $4, '{}', now() + interval '1 day', $2, now() - interval '1 hour')",
         tenant,
         upload,
         owner,

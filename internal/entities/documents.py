@@ -52,9 +52,10 @@ class NewContent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """One user's handle on a content."""
+    """One user's handle on a content; `version` counts the contents that it had."""
 
     id: UUID
+    version: int
     content_id: UUID
     owner_id: UUID
     generation_id: UUID | None

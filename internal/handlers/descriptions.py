@@ -1,12 +1,20 @@
 """What comes with a file, whichever way the file comes: texts of a form or of a header, as what they mean."""
 
+from uuid import UUID
+
 from internal.entities.documents import Visibility
 from internal.services.documents import QUEUES, UploadRequest
 from pkg.apperr import AppError, Code
 
 
 def described(
-    *, filename: str, priority: str | None, tags: list[str], collection: str | None, visibility: str | None
+    *,
+    filename: str,
+    priority: str | None,
+    tags: list[str],
+    collection: str | None,
+    visibility: str | None,
+    document_id: UUID | None = None,
 ) -> UploadRequest:
     """Fills in what is missing or empty. Raises REQUEST_INVALID for words that mean nothing."""
     chosen, seen_by = priority or "normal", visibility or Visibility.TENANT.value
@@ -15,7 +23,12 @@ def described(
     if seen_by not in list(Visibility):
         raise _one_of("visibility", tuple(Visibility))
     return UploadRequest(
-        filename=filename, priority=chosen, tags=tags, collection=collection, visibility=Visibility(seen_by)
+        filename=filename,
+        priority=chosen,
+        tags=tags,
+        collection=collection,
+        visibility=Visibility(seen_by),
+        document_id=document_id,
     )
 
 

@@ -1,5 +1,6 @@
 """/api/v1/documents"""
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -18,7 +19,7 @@ from internal.handlers.downloads import download
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, bad_cursor, page_of, read_cursor, read_id
 from internal.handlers.schema import UploadOperation
 from internal.handlers.tasks import TaskOut, task_out
-from internal.handlers.uploads import FORM_BYTES, UploadForm
+from internal.handlers.uploads import FIELDS, FORM_BYTES, UploadForm
 from internal.services.documents import DocumentService, UploadRequest, UploadResult
 from internal.services.names import MAX_FILENAME, MAX_NAME, MAX_TAGS
 from pkg.apperr import AppError, Code
@@ -48,6 +49,7 @@ class DocumentOut(msgspec.Struct, frozen=True):
     tags: list[str]
     metadata: dict[str, Any]
     owner_id: UUID
+    version: int
 
 
 class UploadOut(msgspec.Struct, frozen=True):
@@ -99,23 +101,9 @@ async def upload_document(
     max_file_bytes: NamedDependency[int],
 ) -> Response[UploadOut]:
     """Takes a file in and queues its reading: 202, or 200 when you had uploaded the same bytes before."""
-    media_type, options = request.content_type
-    if media_type != "multipart/form-data":
-        raise AppError(Code.REQUEST_UNSUPPORTED_MEDIA_TYPE, "Send the file as multipart/form-data.")
-    declared = request.content_length
-    form = UploadForm(request.stream(), options.get("boundary", ""), max_file_bytes=max_file_bytes)
-    size = None if declared is None else max(0, declared - FORM_BYTES)
-    if size is not None and size > max_file_bytes:
-        raise AppError(Code.FILE_TOO_LARGE, f"The file is larger than the limit of {max_file_bytes // 1024**2} MB.")
-    await form.begin()
-    _described(form)  # fields that came before the file are refused before the file is read
-
-    async def completed() -> UploadRequest:
-        await form.finish()
-        return _described(form)
-
+    form, completed = await receive(request, max_file_bytes, FIELDS)
     result = await documents.upload(ctx, form.chunks(), completed)
-    return Response(_upload_out(result), status_code=200 if result.duplicate else 202)
+    return Response(upload_out(result), status_code=200 if result.duplicate else 202)
 
 
 @get("/api/v1/documents", opt=access(Role.VIEWER))
@@ -148,7 +136,7 @@ async def get_document(
     ctx: NamedDependency[Context], documents: NamedDependency[DocumentService], document_id: Id
 ) -> DocumentOut:
     """One document."""
-    return document_out(await documents.get(ctx, _id(document_id)))
+    return document_out(await documents.get(ctx, document_id_of(document_id)))
 
 
 @get("/api/v1/documents/{document_id:str}/content", opt=access(Role.VIEWER), media_type="application/octet-stream")
@@ -159,7 +147,7 @@ async def get_document_content(
     document_id: Id,
 ) -> Response[Any]:
     """The file as it was uploaded, whole or one range of it; always as an attachment, never rendered."""
-    document, key = await documents.content(ctx, _id(document_id))
+    document, key = await documents.content(ctx, document_id_of(document_id))
     return download(
         document, request.headers.get("range"), lambda start, end: documents.read(ctx, key, start=start, end=end)
     )
@@ -177,7 +165,8 @@ async def list_document_chunks(
     after = read_cursor(cursor, int)
     if after is not None and not 0 <= after <= MAX_ORDINAL:
         raise bad_cursor()
-    found = await documents.chunks(ctx, _id(document_id), limit=limit + 1, after=-1 if after is None else after)
+    wanted = document_id_of(document_id)
+    found = await documents.chunks(ctx, wanted, limit=limit + 1, after=-1 if after is None else after)
     items, following = page_of(found, limit, lambda item: item.ordinal)
     return Page([_chunk_out(item) for item in items], following)
 
@@ -196,7 +185,7 @@ async def update_document(
         collection=data.collection,
         visibility=data.visibility,
     )
-    return document_out(await documents.update(ctx, _id(document_id), changes))
+    return document_out(await documents.update(ctx, document_id_of(document_id), changes))
 
 
 @delete("/api/v1/documents/{document_id:str}", opt=access(Role.MEMBER), status_code=202)
@@ -204,7 +193,29 @@ async def delete_document(
     ctx: NamedDependency[Context], documents: NamedDependency[DocumentService], document_id: Id
 ) -> TaskOut:
     """Removes a document at once; the task that is answered removes its text, vectors and file."""
-    return task_out(await documents.delete(ctx, _id(document_id)))
+    return task_out(await documents.delete(ctx, document_id_of(document_id)))
+
+
+async def receive(
+    request: Request[Any, Any, Any], max_file_bytes: int, fields: frozenset[str]
+) -> tuple[UploadForm, Callable[[], Awaitable[UploadRequest]]]:
+    """A form that has come as far as its file, and what to ask once the file's bytes are read."""
+    media_type, options = request.content_type
+    if media_type != "multipart/form-data":
+        raise AppError(Code.REQUEST_UNSUPPORTED_MEDIA_TYPE, "Send the file as multipart/form-data.")
+    declared = request.content_length
+    form = UploadForm(request.stream(), options.get("boundary", ""), max_file_bytes=max_file_bytes, fields=fields)
+    size = None if declared is None else max(0, declared - FORM_BYTES)
+    if size is not None and size > max_file_bytes:
+        raise AppError(Code.FILE_TOO_LARGE, f"The file is larger than the limit of {max_file_bytes // 1024**2} MB.")
+    await form.begin()
+    _described(form)  # fields that came before the file are refused before the file is read
+
+    async def completed() -> UploadRequest:
+        await form.finish()
+        return _described(form)
+
+    return form, completed
 
 
 def _described(form: UploadForm) -> UploadRequest:
@@ -217,11 +228,13 @@ def _described(form: UploadForm) -> UploadRequest:
     )
 
 
-def _id(text: str) -> UUID:
+def document_id_of(text: str) -> UUID:
+    """The id in a path. Raises DOCUMENT_NOT_FOUND for a malformed one."""
     return read_id(text, AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document."))
 
 
-def _upload_out(result: UploadResult) -> UploadOut:
+def upload_out(result: UploadResult) -> UploadOut:
+    """Whether it became a document or a version."""
     return UploadOut(result.document.id, result.task.id, result.task.status.value, result.duplicate)
 
 
@@ -243,6 +256,7 @@ def document_out(document: Document) -> DocumentOut:
         tags=document.tags,
         metadata=document.metadata,
         owner_id=document.owner_id,
+        version=document.version,
     )
 
 

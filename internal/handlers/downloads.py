@@ -9,12 +9,13 @@ from litestar import Response
 from litestar.response import Stream
 
 from internal.entities.documents import Document
+from internal.entities.versions import Version
 
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 def download(
-    document: Document, range_header: str | None, read: Callable[[int, int], AsyncIterator[bytes]]
+    document: Document | Version, range_header: str | None, read: Callable[[int, int], AsyncIterator[bytes]]
 ) -> Response[Any]:
     """`read(start, end)` gives bytes `start` to before `end`. Answers 200, 206 for one range, or 416."""
     headers = {

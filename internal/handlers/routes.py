@@ -20,6 +20,7 @@ from internal.handlers import (
     search,
     tasks,
     tus,
+    versions,
 )
 from internal.handlers.auth import Admission, provide_context
 from internal.handlers.lingering import LingeringClose
@@ -44,6 +45,7 @@ from internal.services.sessions import SessionService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.uploads import UploadService
+from internal.services.versions import VersionService
 
 ROUTES: tuple[ControllerRouterHandler, ...] = (
     # /healthz /readyz /metrics /openapi.json /docs
@@ -74,6 +76,10 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     documents.list_document_chunks,
     documents.update_document,
     documents.delete_document,
+    versions.replace_document_content,
+    versions.list_document_versions,
+    versions.get_document_version_content,
+    versions.restore_document_version,
     # /api/v1/uploads
     tus.describe_uploads,
     tus.begin_upload,
@@ -125,6 +131,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: ApiKeyService
     members: MemberService
     documents: DocumentService
+    versions: VersionService
     uploads: UploadService
     collections: CollectionService
     tasks: TaskService
@@ -144,6 +151,7 @@ PROVIDED = (
     "api_keys",
     "members",
     "documents",
+    "versions",
     "uploads",
     "collections",
     "tasks",

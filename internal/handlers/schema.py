@@ -67,6 +67,28 @@ class UploadOperation(Operation):
 
 
 @dataclass
+class ReplacementOperation(Operation):
+    """The form of a document's next version."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(
+            required=True,
+            content={
+                "multipart/form-data": OpenAPIMediaType(
+                    schema=Schema(
+                        type=OpenAPIType.OBJECT,
+                        required=["file"],
+                        properties={
+                            "file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY),
+                            "priority": Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"]),
+                        },
+                    )
+                )
+            },
+        )
+
+
+@dataclass
 class PieceOperation(Operation):
     """The bytes of a resumable upload, which the handler reads by itself."""
 

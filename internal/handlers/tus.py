@@ -66,7 +66,7 @@ async def begin_upload(
         HeaderParameter(
             name="Upload-Metadata",
             description="Pairs of a key and its value in base64, separated by commas: filename (needed), tags,"
-            " collection, visibility, priority as in POST /api/v1/documents.",
+            " collection, visibility, priority as in POST /api/v1/documents, or document_id to replace a document.",
         ),
     ] = None,
     upload_checksum: Checksum = None,

@@ -5,8 +5,10 @@ import binascii
 import hashlib
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from uuid import UUID
 
 from internal.handlers.descriptions import described
+from internal.handlers.paging import read_id
 from internal.handlers.requests import refuse_nul
 from internal.services.documents import UploadRequest
 from internal.services.pieces import ALGORITHMS, Checksum
@@ -41,6 +43,7 @@ def read_request(header: str) -> UploadRequest:
         visibility=fields.get("visibility"),
         tags=[tag for tag in fields.get("tags", "").split(",") if tag.strip()],
         collection=fields.get("collection") or None,
+        document_id=_document(fields.get("document_id")),
     )
 
 
@@ -65,6 +68,10 @@ def http_date(moment: datetime) -> str:
 def invalid(field: str, what: str) -> AppError:
     """The answer for a header or a key that makes no sense."""
     return AppError(Code.REQUEST_INVALID, f"{field} {what}.", errors=[{"field": field, "message": what}])
+
+
+def _document(text: str | None) -> UUID | None:
+    return read_id(text, AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")) if text else None
 
 
 def _text(key: str, value: str) -> str:

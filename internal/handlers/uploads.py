@@ -19,12 +19,15 @@ FORM_BYTES = 512 * 1024
 class UploadForm:
     """The parts of one form, in whatever order they come. Use: `begin`, then `chunks` to its end, then `finish`."""
 
-    def __init__(self, stream: AsyncIterator[bytes], boundary: str, *, max_file_bytes: int) -> None:
+    def __init__(
+        self, stream: AsyncIterator[bytes], boundary: str, *, max_file_bytes: int, fields: frozenset[str] = FIELDS
+    ) -> None:
         try:
             self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset=RAW)
         except MultipartError as error:
             raise _malformed(error) from None
         self._stream = stream
+        self._known = fields
         self._left = max_file_bytes + FORM_BYTES
         self._max_file_bytes = max_file_bytes
         self._events = self._parse()
@@ -79,7 +82,7 @@ class UploadForm:
         return False
 
     def _expected(self, name: str) -> str:
-        if name not in FIELDS:
+        if name not in self._known:
             raise _invalid(name[:100], "is not a field of this form")
         if name in self._fields and name not in REPEATABLE:
             raise _invalid(name, "is there twice")

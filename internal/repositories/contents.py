@@ -70,7 +70,7 @@ class ContentRepository:
         return done is not None
 
     async def condemn(self, content_id: UUID) -> Content | None:
-        """Marks a content that no document holds as being purged, for good; None when a document holds it.
+        """Marks a content that nobody holds as being purged, for good; None when a document or its history does.
 
         The lock is exclusive: an upload of the same bytes either came first and holds it, or makes a new content.
         """
@@ -83,7 +83,8 @@ class ContentRepository:
         if row is None:
             return None
         held = await self._conn.fetchval(
-            "select exists (select 1 from documents where tenant_id = $1 and content_id = $2)",
+            "select exists (select 1 from documents where tenant_id = $1 and content_id = $2)"
+            " or exists (select 1 from document_versions where tenant_id = $1 and content_id = $2)",
             self._ctx.tenant_id,
             content_id,
         )
@@ -96,6 +97,18 @@ class ContentRepository:
             content_id,
         )
         return _content(row)
+
+    async def hold(self, content_id: UUID) -> None:
+        """Keeps a purge of the content, or of what was read from it, waiting until the transaction ends."""
+        await self._conn.execute(
+            "select 1 from contents where tenant_id = $1 and id = $2 for key share", self._ctx.tenant_id, content_id
+        )
+
+    async def unpublish(self, content_id: UUID) -> None:
+        """No search sees anything of the content any more; its object stays."""
+        await self._conn.execute(
+            "update contents set generation_id = null where tenant_id = $1 and id = $2", self._ctx.tenant_id, content_id
+        )
 
     async def remove(self, content_id: UUID) -> None:
         """Removes a condemned content with its generations and whatever chunks are left."""

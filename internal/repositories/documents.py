@@ -14,8 +14,9 @@ from pkg.ctxutil import Context
 
 # $1 is the tenant and $2 the user in each statement that uses these two.
 DOCUMENT = (
-    "select d.id, d.content_id, d.owner_id, d.generation_id, d.filename, c.media_type, d.source_type, c.size, c.sha256,"
-    " d.visibility, d.collection_id, k.name as collection, d.tags, c.metadata || d.metadata as metadata,"
+    "select d.id, d.version, d.content_id, d.owner_id, d.generation_id, d.filename, c.media_type, d.source_type,"
+    " c.size, c.sha256, d.visibility, d.collection_id, k.name as collection, d.tags,"
+    " c.metadata || d.metadata as metadata,"
     " coalesce(g.chunk_count, 0) as chunk_count, t.status as task_status, d.created_at, d.updated_at"
     " from documents d join contents c on c.tenant_id = d.tenant_id and c.id = d.content_id"
     " left join collections k on k.tenant_id = d.tenant_id and k.id = d.collection_id"
@@ -47,7 +48,7 @@ class DocumentRepository:
         return await self._conn.fetchval(
             "insert into documents (tenant_id, id, content_id, owner_id, filename, source_type, visibility,"
             " collection_id, tags) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-            " on conflict (tenant_id, owner_id, content_id) do nothing returning id",
+            " on conflict (tenant_id, owner_id, content_id) where version = 1 do nothing returning id",
             self._ctx.tenant_id,
             new_id(),
             new.content_id,
@@ -60,9 +61,9 @@ class DocumentRepository:
         )
 
     async def find_own(self, content_id: UUID) -> Document | None:
-        """The context's user's document on this content."""
+        """The context's user's document on this content; the one that was uploaded as such, if there are several."""
         row = await self._conn.fetchrow(
-            DOCUMENT + VISIBLE + " and d.owner_id = $2 and d.content_id = $3",
+            DOCUMENT + VISIBLE + " and d.owner_id = $2 and d.content_id = $3 order by d.version",
             self._ctx.tenant_id,
             self._ctx.user_id,
             content_id,
@@ -174,6 +175,7 @@ def _document(row: asyncpg.Record) -> Document:
         status = STATUS_OF_TASK.get(row["task_status"], DocumentStatus.QUEUED)
     return Document(
         id=row["id"],
+        version=row["version"],
         content_id=row["content_id"],
         owner_id=row["owner_id"],
         generation_id=row["generation_id"],

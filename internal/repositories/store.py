@@ -32,6 +32,7 @@ from internal.repositories.task_batches import TaskBatchRepository
 from internal.repositories.tasks import TaskRepository
 from internal.repositories.uploads import UploadRepository
 from internal.repositories.vectors import VectorRepository
+from internal.repositories.versions import VersionRepository
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -119,6 +120,11 @@ class Tx:
     def task_batches(self) -> TaskBatchRepository:
         """Many tasks at once."""
         return TaskBatchRepository(self._conn, self._ctx)
+
+    @cached_property
+    def versions(self) -> VersionRepository:
+        """What documents' contents were and will be."""
+        return VersionRepository(self._conn, self._ctx)
 
     @cached_property
     def uploads(self) -> UploadRepository:

@@ -196,10 +196,11 @@ class UploadRepository:
     async def end_expired(self, limit: int) -> list[UUID]:
         """Ends up to `limit` uploads of the tenant whose time is over and that nobody writes to; the worker's."""
         rows = await self._conn.fetch(
-            "with over as (select id from uploads where tenant_id = $1 and expires_at < clock_timestamp()"
-            " and (holder is null or held_until < clock_timestamp()) order by expires_at limit $2 for update)"
-            " update uploads u set status = 'ended', holder = null, held_until = null from over o"
-            " where u.tenant_id = $1 and u.id = o.id returning u.id",
+            "update uploads set status = 'ended', holder = null, held_until = null where tenant_id = $1"
+            " and (holder is null or held_until < clock_timestamp()) and id = any(array(select u.id from uploads u"
+            " where u.tenant_id = $1 and u.expires_at < clock_timestamp()"
+            " and (u.holder is null or u.held_until < clock_timestamp()) order by u.expires_at limit $2))"
+            " returning id",
             self._ctx.tenant_id,
             limit,
         )

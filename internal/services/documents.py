@@ -10,6 +10,7 @@ import msgspec
 
 from internal.entities.documents import (
     Chunk,
+    Content,
     Document,
     DocumentChanges,
     DocumentFilter,
@@ -25,6 +26,7 @@ from internal.providers.antivirus import Antivirus
 from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
 from internal.services.names import check_collection_name, check_filename, check_tags
+from internal.services.purge import purging
 from internal.services.spool import Spooled, room_left, spooled
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
@@ -42,6 +44,8 @@ class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str] = []
     collection: str | None = None
     visibility: Visibility = Visibility.TENANT
+    document_id: UUID | None = None
+    """Of the document that the file replaces; then only name and priority count."""
 
 
 class UploadResult(msgspec.Struct, frozen=True):
@@ -50,6 +54,12 @@ class UploadResult(msgspec.Struct, frozen=True):
     document: Document
     task: Task
     duplicate: bool
+
+
+Known = Callable[[Context, bytes], Awaitable[UploadResult | None]]
+"""The answer for bytes with this SHA-256 where there is nothing to be done, else None."""
+Write = Callable[[Tx, Content, UploadRequest], Awaitable[UploadResult]]
+"""Writes a stored content's document and task."""
 
 
 class DocumentService:
@@ -66,19 +76,34 @@ class DocumentService:
     async def upload(
         self, ctx: Context, chunks: AsyncIterator[bytes], describe: Callable[[], Awaitable[UploadRequest]]
     ) -> UploadResult:
-        """Receives, checks, scans and stores a file, and queues its reading; nothing of a refused file stays.
+        """Receives a file as a new document, and queues its reading; see `take_in`.
 
-        `describe` is asked once the bytes are in, because a form's fields may follow its file. Raises FILE_* for the
-        file itself, SCAN_UNAVAILABLE, QUEUE_FULL, BLOB_UNAVAILABLE. The same bytes again by the same user answer with
-        the document and task that are there.
+        The same bytes again by the same user answer with the document and task that are there.
+        """
+        return await self.take_in(ctx, chunks, describe, known=self._find_duplicate, write=self._add)
+
+    async def take_in(
+        self,
+        ctx: Context,
+        chunks: AsyncIterator[bytes],
+        describe: Callable[[], Awaitable[UploadRequest]],
+        *,
+        known: Known,
+        write: Write,
+    ) -> UploadResult:
+        """Receives, checks, scans and stores a file; nothing of a refused file stays.
+
+        `describe` is asked once the bytes are in, because a form's fields may follow its file; `known` may answer
+        before they are scanned; `write` adds the rows to the content's own transaction. Raises FILE_* for the file
+        itself, SCAN_UNAVAILABLE, QUEUE_FULL, BLOB_UNAVAILABLE.
         """
         async with room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
             request = checked(await describe())
             found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
             await failpoints.hit("upload.after_spool")
-            known = await self._find_duplicate(ctx, file.sha256)
-            if known is not None:
-                return known
+            duplicate = await known(ctx, file.sha256)
+            if duplicate is not None:
+                return duplicate
             await self._antivirus.scan(file.path)
             await failpoints.hit("upload.after_scan")
             content = NewContent(
@@ -89,11 +114,13 @@ class DocumentService:
                 source_type=found.source_type,
                 blob_key="",
             )
-            result = await self._admit(ctx, file, content, request)
+            result = await self._admit(ctx, file, content, request, write)
             await failpoints.hit("upload.after_commit")
             return result
 
-    async def _admit(self, ctx: Context, file: Spooled, content: NewContent, request: UploadRequest) -> UploadResult:
+    async def _admit(
+        self, ctx: Context, file: Spooled, content: NewContent, request: UploadRequest, write: Write
+    ) -> UploadResult:
         """Stores the object, then writes content, document, task and event in one transaction.
 
         A crash in between leaves an object without a row, never a row without its object.
@@ -104,19 +131,8 @@ class DocumentService:
         kept = False
         try:
             async with self._store.tenant(ctx) as tx:
-                collection_id = await tx.collections.ensure(request.collection) if request.collection else None
                 stored = await tx.contents.ensure(content)
-                document_id = await tx.documents.add(
-                    NewDocument(
-                        content_id=stored.id,
-                        filename=request.filename,
-                        source_type=stored.source_type,
-                        visibility=request.visibility,
-                        collection_id=collection_id,
-                        tags=request.tags,
-                    )
-                )
-                result = await self._queue_reading(tx, stored.id, document_id, request)
+                result = await write(tx, stored, request)
                 # From here on only the commit can fail, and a lost answer doesn't tell whether it took effect.
                 kept = stored.id == content.id
             return result
@@ -124,22 +140,27 @@ class DocumentService:
             if not kept:
                 await self._blobs.remove(content.blob_key)
 
+    async def _add(self, tx: Tx, stored: Content, request: UploadRequest) -> UploadResult:
+        collection_id = await tx.collections.ensure(request.collection) if request.collection else None
+        document_id = await tx.documents.add(
+            NewDocument(
+                content_id=stored.id,
+                filename=request.filename,
+                source_type=stored.source_type,
+                visibility=request.visibility,
+                collection_id=collection_id,
+                tags=request.tags,
+            )
+        )
+        return await self._queue_reading(tx, stored.id, document_id, request)
+
     async def _queue_reading(
         self, tx: Tx, content_id: UUID, document_id: UUID | None, request: UploadRequest
     ) -> UploadResult:
         if document_id is None:
             # The same user sent the same bytes at the same moment, and the other request came first.
             return await self._existing(tx, content_id)
-        task = await tx.tasks.add(
-            NewTask(
-                kind="ingest_content",
-                version=1,
-                queue=QUEUES[request.priority],
-                priority=1 if request.priority == "high" else 0,
-                document_id=document_id,
-                content_id=content_id,
-            )
-        )
+        task = await tx.tasks.add(reading(document_id, content_id, request.priority))
         await tx.outbox.add(FileUploaded(document_id=document_id, content_id=content_id, task_id=task.id))
         return UploadResult(await tx.documents.get(document_id), task, duplicate=False)
 
@@ -204,28 +225,23 @@ class DocumentService:
             return await tx.documents.get(document_id)
 
     async def delete(self, ctx: Context, document_id: UUID) -> Task:
-        """Removes the document at once; the task removes text, vectors and object if nobody else holds them.
+        """Removes the document at once; tasks remove text, vectors and objects of all its versions that nobody else
+        holds. Answers the one for what it was last.
 
         A member deletes their own documents, an admin any of the tenant's.
         """
         async with self._store.tenant(ctx) as tx:
             document = await tx.documents.get(document_id)
-            if document.owner_id != ctx.user_id and not ctx.role.at_least(Role.ADMIN):
+            if not may_change(ctx, document):
                 raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
             await tx.lexicon.touch()
             await tx.tasks.cancel_for_document(document_id)
+            history = await tx.versions.contents(document_id)
             content_id = await tx.documents.remove(document_id)
-            task = await tx.tasks.add(
-                NewTask(
-                    kind="purge_content",
-                    bounded=False,
-                    version=1,
-                    queue=Queue.DEFAULT,
-                    priority=0,
-                    document_id=document_id,
-                    content_id=content_id,
-                )
-            )
+            for earlier in history:
+                if earlier != content_id:
+                    await tx.tasks.add(purging(earlier))
+            task = await tx.tasks.add(purging(content_id, document_id=document_id))
             await tx.outbox.add(DocumentDeleted(document_id=document_id, content_id=content_id, task_id=task.id))
             return task
 
@@ -235,6 +251,23 @@ class DocumentService:
         """Up to `limit` documents, newest first, older than `before`."""
         async with self._store.tenant(ctx) as tx:
             return await tx.documents.list(limit=limit, before=before, narrow=narrow)
+
+
+def reading(document_id: UUID, content_id: UUID, priority: str) -> NewTask:
+    """The task that reads a document's content."""
+    return NewTask(
+        kind="ingest_content",
+        version=1,
+        queue=QUEUES[priority],
+        priority=1 if priority == "high" else 0,
+        document_id=document_id,
+        content_id=content_id,
+    )
+
+
+def may_change(ctx: Context, document: Document) -> bool:
+    """A member deletes and replaces their own documents, an admin any that they see."""
+    return document.owner_id == ctx.user_id or ctx.role.at_least(Role.ADMIN)
 
 
 def checked(request: UploadRequest) -> UploadRequest:

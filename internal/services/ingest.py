@@ -29,7 +29,7 @@ from internal.repositories.store import Store, Tx
 from internal.services import chunking
 from internal.services.embedder import Embedder
 from internal.services.places import join
-from internal.services.purge import remove_retired
+from internal.services.purge import purging, remove_retired
 from internal.services.terms import TermAnalyser
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
@@ -79,7 +79,7 @@ class IngestService:
         """The job `ingest_content`. Answers `{"chunks"}`, or why there was nothing to do."""
         content = await self._content(ctx, lease)
         if content is None:
-            return {"skipped": "the document was deleted"}
+            return {"skipped": "the document was deleted, or a later version answers already"}
         # What an earlier model or version left behind, also where the job that replaced it was cut short.
         await remove_retired(self._store, ctx, lease, content.id)
         generation = await self._begin(ctx, lease, content)
@@ -106,6 +106,8 @@ class IngestService:
                 raise AppError(
                     Code.MODEL_UNAVAILABLE, "The task waits for a worker with the new embedding model.", retry_after=5
                 )
+            if await tx.versions.is_overtaken(lease.task.content_id):
+                return None
             return await tx.contents.find(lease.task.content_id)
 
     async def _begin(self, ctx: Context, lease: Lease, content: Content) -> Generation:
@@ -220,7 +222,11 @@ class IngestService:
 
 async def _show(tx: Tx, content_id: UUID, generation: Generation) -> None:
     """Lets every document of the content be found, and tells of those that couldn't be before."""
-    for document_id in await tx.documents.publish(content_id, generation.id):
+    switched = await tx.versions.switch(content_id, generation.id)
+    for content in {content for item in switched for content in item.left}:
+        await tx.tasks.add(purging(content))
+    ready = [item.document_id for item in switched] + await tx.documents.publish(content_id, generation.id)
+    for document_id in ready:
         await tx.outbox.add(DocumentReady(document_id=document_id, chunk_count=generation.chunk_count))
 
 

@@ -4,9 +4,9 @@ nobody went on with."""
 from typing import Any
 from uuid import UUID
 
-from internal.entities.tasks import Lease
+from internal.entities.tasks import Lease, NewTask, Queue
 from internal.providers.blobs import BlobStore
-from internal.repositories.store import Store
+from internal.repositories.store import Store, Tx
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -16,6 +16,18 @@ BATCH = 500
 
 UPLOADS = 100
 """Uploads that are ended at a time."""
+
+
+def purging(content_id: UUID, *, document_id: UUID | None = None) -> NewTask:
+    """The task that removes of a content whatever nobody needs. With a document it ends like that one's others."""
+    return NewTask(
+        kind="purge_content",
+        bounded=False,
+        version=1,
+        queue=Queue.DEFAULT,
+        document_id=document_id,
+        content_id=content_id,
+    )
 
 
 class PurgeService:
@@ -29,6 +41,8 @@ class PurgeService:
     async def purge_content(self, ctx: Context, lease: Lease) -> dict[str, Any]:
         """The job `purge_content`: terms, vectors, chunks, object, then the row. A rerun goes on from anywhere.
 
+        Of what only a document's history holds the object and the row stay.
+
         The result is empty whatever was found: that somebody else holds the same bytes is nobody's business.
         """
         if lease.task.content_id is None:
@@ -37,7 +51,10 @@ class PurgeService:
             await tx.tasks.fence(lease)
             content = await tx.contents.condemn(lease.task.content_id)
             generations = await tx.generations.of_content(lease.task.content_id) if content else []
+            if content is None and await tx.versions.is_overtaken(lease.task.content_id):
+                await _retire(tx, lease.task.content_id)
         if content is None:
+            await remove_retired(self._store, ctx, lease, lease.task.content_id)
             return {}
         removed = 0
         for generation in generations:
@@ -66,6 +83,14 @@ class PurgeService:
             count += len(ended)
             if not ended:
                 return {"uploads": count}
+
+
+async def _retire(tx: Tx, content_id: UUID) -> None:
+    """Takes all that was read from a content out of searches, for `remove_retired`."""
+    await tx.contents.unpublish(content_id)
+    for generation in await tx.generations.of_content(content_id):
+        await tx.lexicon.retire(generation.id)
+        await tx.generations.retire(generation.id)
 
 
 async def remove_retired(store: Store, ctx: Context, lease: Lease, content_id: UUID) -> None:

@@ -21,6 +21,7 @@ from internal.repositories.store import Store
 from internal.services.documents import MEGABYTE, DocumentService, UploadRequest, checked
 from internal.services.pieces import Body, Pieces, too_long
 from internal.services.spool import room_left, spooled, too_large
+from internal.services.versions import VersionService
 from pkg import failpoints, logger
 from pkg.apperr import PERMANENT, AppError, Code
 from pkg.config import Limits
@@ -46,21 +47,32 @@ class UploadService:
     """Uploads that may be interrupted and continued, each its user's own."""
 
     def __init__(
-        self, store: Store, blobs: BlobStore, documents: DocumentService, *, spool: Path, limits: Limits
+        self,
+        store: Store,
+        blobs: BlobStore,
+        documents: DocumentService,
+        versions: VersionService,
+        *,
+        spool: Path,
+        limits: Limits,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._documents = documents
+        self._versions = versions
         self._spool = spool
         self._limits = limits
         self._log = logger.get("uploads")
 
     async def begin(self, ctx: Context, length: int, metadata: str, request: UploadRequest) -> Upload:
-        """Announces `length` bytes. Raises FILE_EMPTY, FILE_TOO_LARGE, FILE_NAME_INVALID, UPLOAD_TOO_MANY."""
+        """Announces `length` bytes. Raises FILE_EMPTY, FILE_TOO_LARGE, FILE_NAME_INVALID, UPLOAD_TOO_MANY,
+        and for a replacement DOCUMENT_NOT_FOUND, AUTH_FORBIDDEN."""
         if length == 0:
             raise AppError(Code.FILE_EMPTY, "The file is empty; choose one that has content.")
         if length > self._limits.max_file_mb * MEGABYTE:
             raise too_large(self._limits.max_file_mb * MEGABYTE)
+        if request.document_id is not None:
+            await self._versions.check(ctx, request.document_id)
         new = NewUpload(length=length, metadata=metadata, request=msgspec.to_builtins(checked(request)))
         async with self._store.tenant(ctx) as tx:
             count, announced = await tx.uploads.open_ones()
@@ -148,7 +160,11 @@ class UploadService:
         async with self._store.tenant(ctx) as tx:
             parts = [*await tx.uploads.parts(upload.id), *last]
         try:
-            result = await self._documents.upload(ctx, self._bytes(ctx, parts, upload.length), described)
+            whole = self._bytes(ctx, parts, upload.length)
+            if request.document_id is None:
+                result = await self._documents.upload(ctx, whole, described)
+            else:
+                result = await self._versions.replace(ctx, request.document_id, whole, described)
         except AppError as error:
             if error.code in PERMANENT:
                 async with self._store.tenant(ctx) as tx:

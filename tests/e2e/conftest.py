@@ -1,7 +1,10 @@
-"""One running product for the end-to-end tests that don't break it."""
+"""One running product for the end-to-end tests that don't break it, and tenants on it."""
 
+import secrets
 from collections.abc import Generator
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.product import Product, running_product
@@ -10,4 +13,28 @@ from tests.e2e.product import Product, running_product
 @pytest.fixture(scope="session")
 def product() -> Generator[Product]:
     with running_product() as found:
+        yield found
+
+
+@pytest.fixture
+def tenant(product: Product) -> dict[str, Any]:
+    return product.new_tenant(f"t{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def client(product: Product, tenant: dict[str, Any]) -> Generator[httpx.Client]:
+    with product.client(tenant["api_key"]) as found:
+        yield found
+
+
+@pytest.fixture
+def colleague(product: Product, client: httpx.Client) -> Generator[httpx.Client]:
+    """Another member of the same tenant."""
+    email = f"{secrets.token_hex(6)}@example.com"
+    answer = client.post(
+        "/api/v1/members", json={"email": email, "password": "correct horse battery", "role": "member"}
+    )
+    assert answer.status_code == 201, answer.text
+    signed_in = client.post("/api/v1/auth/token", json={"email": email, "password": "correct horse battery"})
+    with product.client(signed_in.json()["access_token"]) as found:
         yield found

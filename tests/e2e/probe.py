@@ -75,6 +75,7 @@ HARMLESS: dict[str, Any] = {
     "limit": 200,
     "mine": False,
     "mode": "keyword",
+    "number": "1",
     "name": "A name",
     "owner_password": "correct horse battery",
     "password": "correct horse battery",
@@ -104,7 +105,11 @@ VOLATILE_FIELDS = {
     "access_token", "api_key", "content_id", "created_at", "id", "key", "password", "prefix", "refresh_token",
     "took_ms", "updated_at",
 }  # fmt: skip
-VOLATILE_OF = {("post", "/api/v1/documents"): {"document_id", "status", "task_id"}}
+VOLATILE_OF = {
+    ("post", "/api/v1/documents"): {"document_id", "status", "task_id"},
+    ("put", "/api/v1/documents/{document_id}/content"): {"status", "task_id"},
+    ("post", "/api/v1/documents/{document_id}/versions/{number}/restore"): {"status", "task_id"},
+}
 
 
 RAW_TYPE = "application/offset+octet-stream"
@@ -216,14 +221,12 @@ def twin(value: Any) -> Any:
 
 def request(client: httpx.Client, position: Position, value: Any, own: Mapping[str, Any]) -> httpx.Response:
     """Puts `value` into the position and one's own ids, or what is accepted, into all others that must be filled."""
-    path = re.sub(r"{(\w+)}", lambda part: own[KINDS[part[1]]], position.path)
+    path = filled(position.path, own)
     query: dict[str, Any] = {}
     headers: dict[str, str] = {name: HARMLESS[name] for name in position.headers}
     body: dict[str, Any] = {name: ALSO_NEEDED.get(name, HARMLESS.get(name)) for name in position.fields}
     if position.place == "path":
-        path = re.sub(
-            r"{(\w+)}", lambda part: value if part[1] == position.name else own[KINDS[part[1]]], position.path
-        )
+        path = filled(position.path.replace(f"{{{position.name}}}", value), own)
     elif position.place == "query":
         query[position.name] = cursor(position, value) if position.name == "cursor" else value
     elif position.place == "header":
@@ -240,6 +243,11 @@ def request(client: httpx.Client, position: Position, value: Any, own: Mapping[s
         return client.request(position.method, path, params=query, headers=headers, content=b"")
     has_body = bool(body) or position.method in ("patch", "put")
     return client.request(position.method, path, params=query, headers=headers, json=body if has_body else None)
+
+
+def filled(path: str, own: Mapping[str, Any]) -> str:
+    """A path with one's own ids in it, and what is accepted where no id stands."""
+    return re.sub(r"{(\w+)}", lambda part: own[KINDS[part[1]]] if part[1] in KINDS else HARMLESS[part[1]], path)
 
 
 def _put(body: dict[str, Any], names: list[str], value: Any) -> None:

@@ -187,9 +187,15 @@ class Tenant:
         """Every GET of the OpenAPI document."""
         for path, operations in client.get("/openapi.json").json()["paths"].items():
             if "get" in operations:
-                client.get(re.sub(r"{(\w+)}", lambda part: self.own[part[1]], path))
+                client.get(re.sub(r"{(\w+)}", lambda part: self.own.get(part[1], "1"), path))
         for private in self.private_ids:
-            for path in ("documents/{}", "documents/{}/content", "documents/{}/chunks", "tasks/{}"):
+            for path in (
+                "documents/{}",
+                "documents/{}/content",
+                "documents/{}/chunks",
+                "documents/{}/versions",
+                "tasks/{}",
+            ):
                 client.get(f"/api/v1/{path.format(private)}")
 
     def ask_for(self, other: "Tenant") -> None:
@@ -198,7 +204,7 @@ class Tenant:
             self._search(self.owner, *words)
         for path, operations in self.owner.get("/openapi.json").json()["paths"].items():
             if "get" in operations and "{" in path:
-                answer = self.owner.get(re.sub(r"{(\w+)}", lambda part: other.own[part[1]], path))
+                answer = self.owner.get(re.sub(r"{(\w+)}", lambda part: other.own.get(part[1], "1"), path))
                 assert answer.status_code == 404
 
 

@@ -6,7 +6,6 @@ import secrets
 import signal
 import time
 import uuid
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +19,6 @@ from tests.e2e.product import Product, finished, upload
 from tests.fixtures.files import build
 
 TABLES = ("contents", "documents", "generations", "chunks", "vectors_1", "chunk_terms", "term_frequencies")
-
-
-@pytest.fixture
-def tenant(product: Product) -> dict[str, Any]:
-    return product.new_tenant(f"t{secrets.token_hex(6)}")
-
-
-@pytest.fixture
-def client(product: Product, tenant: dict[str, Any]) -> Generator[httpx.Client]:
-    with product.client(tenant["api_key"]) as found:
-        yield found
-
-
-@pytest.fixture
-def colleague(product: Product, client: httpx.Client) -> Generator[httpx.Client]:
-    """Another member of the same tenant."""
-    email = f"{secrets.token_hex(6)}@example.com"
-    answer = client.post(
-        "/api/v1/members", json={"email": email, "password": "correct horse battery", "role": "member"}
-    )
-    assert answer.status_code == 201, answer.text
-    signed_in = client.post("/api/v1/auth/token", json={"email": email, "password": "correct horse battery"})
-    with product.client(signed_in.json()["access_token"]) as found:
-        yield found
 
 
 def counts(product: Product, tenant: dict[str, Any]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from tests.e2e.product import Product, finished, upload
 
 PASSWORD = "seventeen quiet lighthouses"
 ROLES = ("owner", "admin", "member", "viewer")
-SPARES, SPARE_FILES = 30, 6
+SPARES, SPARE_FILES = 30, 12
 BROKEN = b"%PDF-1.4\nno object, no table, no end\n"
 
 
@@ -96,7 +96,19 @@ def _documents(product: Product, owner: httpx.Client, mark: str, count: int) -> 
     for item in (broken, dead):
         assert finished(owner, item["task_id"])["status"] == "failed"
     asyncio.run(_bury(product, dead["task_id"]))
+    _replace(owner, shared[-1]["document_id"], mark)
     return _Documents(shared, private, broken, dead, texts, hidden)
+
+
+def _replace(owner: httpx.Client, document: str, mark: str) -> None:
+    """Gives a document a history, and waits until what was read from the old version is gone."""
+    data = f"The keeper of lighthouse {mark} counts ships again.".encode()
+    answer = owner.put(f"/api/v1/documents/{document}/content", files={"file": (f"second-{mark}.txt", data)})
+    assert finished(owner, _done(answer)["task_id"])["status"] == "succeeded"
+    until = time.monotonic() + 90
+    while any(owner.get(f"/api/v1/tasks?status={status}").json()["items"] for status in ("queued", "running")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def _people(visitor: httpx.Client, owner: httpx.Client, owner_id: str, mark: str) -> dict[str, Person]:
@@ -112,7 +124,7 @@ def _world(
 ) -> World:
     names = [f"Collection {secrets.token_hex(8)}" for _ in range(spares)]
     emails = [f"spare-{secrets.token_hex(8)}@world.example" for _ in range(spares)]
-    keys = [f"idempotent-{secrets.token_hex(8)}" for _ in range(3 * spares)]
+    keys = [f"idempotent-{secrets.token_hex(8)}" for _ in range(4 * spares)]
     collections = [_done(owner.post("/api/v1/collections", json={"name": name}))["id"] for name in names]
     for email in emails:
         _done(owner.post("/api/v1/members", json={"email": email, "password": PASSWORD, "role": "viewer"}))

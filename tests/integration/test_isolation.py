@@ -86,7 +86,7 @@ async def test_without_a_tenant_no_process_sees_anything(conn, tables, tenants):
 async def test_a_private_document_and_its_text_exist_for_their_owner_alone(conn, tenants):
     first, _ = tenants
     hidden = f"{first.canary} private"
-    for table in ("documents", "chunks"):
+    for table in ("documents", "chunks", "document_versions"):
         async with conn.transaction():
             assert any(hidden in row for row in await seen(conn, migrate.APP, table, first.tenant, first.owner))
         async with conn.transaction():

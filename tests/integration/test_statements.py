@@ -30,6 +30,7 @@ WORKERS = {
     "ContentRepository.find",
     "ContentRepository.publish",
     "ContentRepository.remove",
+    "ContentRepository.unpublish",
     "DocumentRepository.publish",
     "GenerationRepository",
     "LedgerRepository.claim",
@@ -46,6 +47,9 @@ WORKERS = {
     "UploadRepository.objects",
     "UploadRepository.remove",
     "VectorRepository",
+    "VersionRepository._between",
+    "VersionRepository.is_overtaken",
+    "VersionRepository.switch",
 }
 BOTH = {
     "ContentRepository.find",

@@ -8,7 +8,9 @@ For inserts see test_isolation.py (WITH CHECK), for the search function test_sea
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -28,9 +30,11 @@ NEW_VALUES: dict[str, Any] = {
     "chunk_count": 1,
     "document_ids": [],
     "filename": "x",
+    "holder": UUID(int=1),
     "metadata": "{}",
     "name": "x",
     "progress": 0.5,
+    "received": 1,
     "stage": "x",
     "status": 200,
     "tags": [],
@@ -40,6 +44,7 @@ NEW_VALUES: dict[str, Any] = {
     "float8": 1.0,
     "int4": 1,
     "int8": 1,
+    "interval": timedelta(days=1),
     "text": "x",
 }
 # Statements that find nothing in the seeds whoever asks: they are about leased, dead, old, or condemned rows.
@@ -50,9 +55,14 @@ FIND_NOTHING = {
     "TaskRepository.fence",
     "TaskRepository.heartbeat",
     "TaskRepository.progress",
+    "UploadRepository.commit_parts",
+    "UploadRepository.end_expired",
+    "UploadRepository.remove",
+    "VersionRepository.switch",
+    "VersionRepository.trim",
 }
 # A statement that says the same of two tenants' rows as of one's: whether there is any.
-SAY_THE_SAME = {"ContentRepository.condemn"}
+SAY_THE_SAME = {"ContentRepository.condemn", "VersionRepository.is_overtaken"}
 # One that looks at any one row, which may be this tenant's or the other's.
 LOOK_AT_ONE = {"VectorRepository.analyze"}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,14 +20,15 @@ from internal.services.documents import DocumentService, UploadRequest
 from internal.services.pieces import Body
 from internal.services.purge import PurgeService
 from internal.services.uploads import PART_BYTES, UploadService
+from internal.services.versions import VersionService
 from pkg.config import Blobs, Limits
 from tests.integration.api import JWT_SECRET, PLATFORM_TOKEN
-from tests.integration.test_api_documents import CHECKOUT, _listening
 from tests.integration.test_api_uploads import begin, offset_of, send, text
 from tests.ledger import eventually, open_ledger
 from tests.servers import Database, Servers
 
 MB = 1024 * 1024
+CHECKOUT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
@@ -53,12 +55,22 @@ async def process(
             sys.executable, "-m", "dreamhub", "serve", env=environment, cwd=CHECKOUT, stdout=log, stderr=log
         )
     try:
-        await _listening(port)
+        await listening(child, port)
         yield child, f"http://127.0.0.1:{port}"
     finally:
         if child.returncode is None:
             child.kill()
         await child.wait()
+
+
+async def listening(child: asyncio.subprocess.Process, port: int) -> None:
+    async with asyncio.timeout(120):
+        while True:
+            assert child.returncode is None, "the server ended at its start"
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            await asyncio.sleep(0.05)
 
 
 def client_of(url: str, key: str) -> httpx.AsyncClient:
@@ -131,7 +143,9 @@ async def test_what_nobody_went_on_with_is_removed_with_its_bytes(database, redi
     async with open_ledger(database, redis_url) as ledger:
         blobs = open_blobs(Blobs(url=(tmp_path / "blobs").as_uri()))
         documents = DocumentService(ledger.app, blobs, NoScan(), spool=tmp_path, max_file_mb=1)
-        uploads = UploadService(ledger.app, blobs, documents, spool=tmp_path, limits=Limits(max_file_mb=1))
+        versions = VersionService(ledger.app, documents, keep=2)
+        limits = Limits(max_file_mb=1)
+        uploads = UploadService(ledger.app, blobs, documents, versions, spool=tmp_path, limits=limits)
         contexts = [await ledger.tenant() for _ in range(2)]
         kept = []
         for ctx in contexts:
