@@ -20,9 +20,9 @@ class ChunkRepository:
         self._conn = conn
         self._ctx = ctx
 
-    async def add(self, content_id: UUID, generation_id: UUID, chunks: list[Chunk]) -> None:
-        """Inserts many at once; those that are there already (by C7's hash) are left as they are."""
-        await self._conn.execute(
+    async def add(self, content_id: UUID, generation_id: UUID, chunks: list[Chunk]) -> set[UUID]:
+        """Inserts many at once and answers the ids of the new ones; what is there (by C7's hash) stays as it is."""
+        rows = await self._conn.fetch(
             "insert into chunks (tenant_id, id, content_id, generation_id, ordinal, hash, text_hash, text, tokens,"
             " page, heading, start_ms, end_ms, box, parts)"
             " select $1, c.id, $2, $3, c.ordinal, c.hash, c.text_hash, c.text, c.tokens, c.page, c.heading,"
@@ -30,7 +30,7 @@ class ChunkRepository:
             " from unnest($4::uuid[], $5::int[], $6::bytea[], $7::bytea[], $8::text[], $9::int[], $10::int[],"
             " $11::text[], $12::int[], $13::int[], $14::text[], $15::text[])"
             " as c (id, ordinal, hash, text_hash, text, tokens, page, heading, start_ms, end_ms, box, parts)"
-            " on conflict (tenant_id, hash) do nothing",
+            " on conflict (tenant_id, hash) do nothing returning id",
             self._ctx.tenant_id,
             content_id,
             generation_id,
@@ -47,6 +47,7 @@ class ChunkRepository:
             [" ".join(map(str, chunk.location.box or ())) for chunk in chunks],
             [_written(chunk.parts) for chunk in chunks],
         )
+        return {row["id"] for row in rows}
 
     async def hashes(self, generation_id: UUID) -> set[bytes]:
         """Hashes of the chunks that a generation has; a rerun skips them."""

@@ -19,12 +19,11 @@ class LexiconRepository:
         self._ctx = ctx
 
     async def add(self, generation_id: UUID, rows: list[ChunkTerms]) -> None:
-        """Inserts the terms of many passages; those that are there stay. Searches see none before `publish`."""
+        """Inserts the terms of passages that this transaction added. Searches see none before `publish`."""
         await self._conn.execute(
             "insert into chunk_terms (tenant_id, chunk_id, generation_id, terms, weights)"
             " select $1, r.chunk_id, $2, string_to_array(r.terms, ' ')::int[], r.weights"
-            " from unnest($3::uuid[], $4::text[], $5::sparsevec[]) as r (chunk_id, terms, weights)"
-            " on conflict (tenant_id, chunk_id) do nothing",
+            " from unnest($3::uuid[], $4::text[], $5::sparsevec[]) as r (chunk_id, terms, weights)",
             self._ctx.tenant_id,
             generation_id,
             [row.chunk_id for row in rows],

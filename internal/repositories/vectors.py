@@ -27,7 +27,11 @@ class VectorRepository:
     async def add(
         self, space: Space, generation_id: UUID, source_type: str, chunk_ids: list[UUID], embeddings: Vectors
     ) -> None:
-        """Inserts many at once; `embeddings` has the shape (len(chunk_ids), space.dim). Those that are there stay."""
+        """Inserts many at once; `embeddings` has the shape (len(chunk_ids), space.dim).
+
+        Only for chunks that this transaction added: whose chunk was there has its vector, for both come together.
+        `on conflict` would cost a sixth of the rate (measured at 384 dimensions).
+        """
         if embeddings.shape != (len(chunk_ids), space.dim):
             raise ValueError(f"want {(len(chunk_ids), space.dim)} embeddings, got {embeddings.shape}")
         # asyncpg would take an array of arrays apart; these it hands to pgvector's codec as they are.
@@ -36,7 +40,7 @@ class VectorRepository:
         await self._conn.executemany(
             f"insert into {space.table} (tenant_id, chunk_id, generation_id, source_type, embedding)"  # noqa: S608 - a name made by code
             f" select $1, r.chunk_id, $2, $3, r.embedding from unnest($4::uuid[], $5::{space.storage}[])"
-            " as r (chunk_id, embedding) on conflict (tenant_id, chunk_id) do nothing",
+            " as r (chunk_id, embedding)",
             [
                 (
                     self._ctx.tenant_id,

@@ -151,7 +151,7 @@ class IngestService:
         units = chunking.units(parsed)
         counts = await self._embedder.count_tokens(ctx, [unit.text for unit in units]) if units else []
         pieces = chunking.assemble(units, counts, title=parsed.metadata.get("title"))
-        return [_passage(content, generation, piece) for piece in pieces]
+        return [passage_of(content, generation, piece) for piece in pieces]
 
     async def _write(
         self, ctx: Context, lease: Lease, content: Content, generation: Generation, passages: list[Passage]
@@ -171,10 +171,12 @@ class IngestService:
                 await tx.tasks.fence(lease)
                 if await tx.generations.is_published(generation.id):
                     return  # another task on the same content was faster
-                await tx.chunks.add(content.id, generation.id, [passage.chunk for passage in batch])
-                ids = [passage.chunk.id for passage in batch]
-                await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors)
-                await tx.lexicon.add(generation.id, terms)
+                added = await tx.chunks.add(content.id, generation.id, [passage.chunk for passage in batch])
+                # Another worker may have written some of these; its transaction wrote all that belongs to them.
+                fresh = [place for place, passage in enumerate(batch) if passage.chunk.id in added]
+                ids = [batch[place].chunk.id for place in fresh]
+                await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors[fresh])
+                await tx.lexicon.add(generation.id, [terms[place] for place in fresh])
             done += len(batch)
             await failpoints.hit("ingest.after_batch")
 
@@ -261,9 +263,11 @@ def _metadata(parsed: Parsed) -> dict[str, Any]:
     return {**parsed.metadata, **({"warnings": list(parsed.warnings)} if parsed.warnings else {})}
 
 
-def _passage(content: Content, generation: Generation, piece: chunking.Chunk) -> Passage:
+def passage_of(content: Content, generation: Generation, piece: chunking.Chunk) -> Passage:
+    """The piece with the identity that it has in this generation, whoever computes it."""
     searched = chunking.embedding_text(piece)
-    identity = hashlib.sha256(content.sha256)
+    # The content's id too: its bytes may have been uploaded again before an earlier content's chunks are purged.
+    identity = hashlib.sha256(content.id.bytes + content.sha256)
     for part in (generation.version, str(generation.space_id), str(piece.ordinal), piece.text):
         identity.update(hashlib.sha256(part.encode()).digest())
     digest = identity.digest()

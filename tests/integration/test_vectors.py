@@ -3,13 +3,16 @@
 from collections.abc import AsyncGenerator
 
 import asyncpg
+import msgspec
 import numpy as np
 import pytest
 
+from internal.entities.documents import Chunk
 from internal.entities.ids import new_id
+from internal.entities.parsed import Location
 from internal.entities.search import Space
 from internal.repositories.spaces import PARTITIONS, create_space
-from tests.library import SPACE, Library, embed, text_hash
+from tests.library import SPACE, Library, text_hash
 from tests.servers import Database
 
 
@@ -20,15 +23,18 @@ async def library(module_database: Database) -> AsyncGenerator[Library]:
     await opened.close()
 
 
-async def test_adding_twice_keeps_the_first(library: Library) -> None:
+async def test_a_chunk_is_written_once(library: Library) -> None:
     ctx = await library.tenant()
-    entry = await library.add(ctx, ["one", "two"])
-    again = np.stack([embed("three"), embed("four")])
+    entry = await library.add(ctx, ["one"])
+    chunk = Chunk(
+        id=new_id(), ordinal=9, hash=bytes(32), text_hash=bytes(32), text="two", tokens=1, location=Location(page=1)
+    )
     async with library.worker.tenant(ctx) as tx:
-        await tx.vectors.add(SPACE, entry.generation, "document", entry.chunks, again)
-        kept = await tx.vectors.reuse(SPACE, [text_hash("one"), text_hash("two")])
-    assert np.allclose(kept[text_hash("one")], embed("one"), atol=1e-6)
-    assert np.allclose(kept[text_hash("two")], embed("two"), atol=1e-6)
+        assert await tx.chunks.add(entry.content, entry.generation, [chunk]) == {chunk.id}
+    again = msgspec.structs.replace(chunk, text="three")
+    async with library.worker.tenant(ctx) as tx:
+        assert await tx.chunks.add(entry.content, entry.generation, [again]) == set()
+        assert [found.text for found in await tx.chunks.list(entry.generation, limit=9, after=8)] == ["two"]
 
 
 async def test_wrong_shapes_are_refused(library: Library) -> None:
