@@ -1,6 +1,5 @@
 """/api/v1/documents"""
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -17,10 +16,11 @@ from internal.handlers.auth import access
 from internal.handlers.descriptions import described
 from internal.handlers.downloads import download
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, bad_cursor, page_of, read_cursor, read_id
+from internal.handlers.replays import AnsweredBeforeError, claim
 from internal.handlers.schema import UploadOperation
 from internal.handlers.tasks import TaskOut, task_out
 from internal.handlers.uploads import FIELDS, FORM_BYTES, UploadForm
-from internal.services.documents import DocumentService, UploadRequest, UploadResult
+from internal.services.documents import Describe, DocumentService, UploadRequest, UploadResult
 from internal.services.names import MAX_FILENAME, MAX_NAME, MAX_TAGS
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
@@ -99,10 +99,13 @@ async def upload_document(
     ctx: NamedDependency[Context],
     documents: NamedDependency[DocumentService],
     max_file_bytes: NamedDependency[int],
-) -> Response[UploadOut]:
+) -> Response[Any]:
     """Takes a file in and queues its reading: 202, or 200 when you had uploaded the same bytes before."""
     form, completed = await receive(request, max_file_bytes, FIELDS)
-    result = await documents.upload(ctx, form.chunks(), completed)
+    try:
+        result = await documents.upload(ctx, form.chunks(), completed)
+    except AnsweredBeforeError as answered:
+        return answered.response
     return Response(upload_out(result), status_code=200 if result.duplicate else 202)
 
 
@@ -198,7 +201,7 @@ async def delete_document(
 
 async def receive(
     request: Request[Any, Any, Any], max_file_bytes: int, fields: frozenset[str]
-) -> tuple[UploadForm, Callable[[], Awaitable[UploadRequest]]]:
+) -> tuple[UploadForm, Describe]:
     """A form that has come as far as its file, and what to ask once the file's bytes are read."""
     media_type, options = request.content_type
     if media_type != "multipart/form-data":
@@ -211,9 +214,11 @@ async def receive(
     await form.begin()
     _described(form)  # fields that came before the file are refused before the file is read
 
-    async def completed() -> UploadRequest:
+    async def completed(sha256: bytes) -> UploadRequest:
         await form.finish()
-        return _described(form)
+        found = _described(form)
+        await claim(request, sha256 + msgspec.json.encode(found))
+        return found
 
     return form, completed
 

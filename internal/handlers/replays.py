@@ -15,6 +15,7 @@ from pkg.ctxutil import Context
 
 HEADER = b"idempotency-key"
 PENDING = "idempotency"
+LATER = "idempotency_later"
 KEPT_BYTES = 1024 * 1024
 SECRET_ANSWER = {"secret_answer": True}
 """For `opt`: an answer that is shown once must not lie in a table for a day."""
@@ -34,8 +35,15 @@ class Replays:
         raw = _key(request.scope) if request.method == "POST" else None
         if raw is None or "auth" not in request.scope or _is_exempt(request.route_handler.opt):
             return None
-        ctx, key = context_of(request.scope), raw.decode("latin-1")
-        replay = await self._service.begin(ctx, key, await _fingerprint(request))
+        if request.content_type[0] == "multipart/form-data":
+            request.scope[LATER] = self  # type: ignore[literal-required]  # ours, for `claim`
+            return None
+        return await self.begin(request, await request.body())
+
+    async def begin(self, request: Request[Any, Any, Any], body: bytes) -> Response[bytes] | None:
+        """The answer that this request got before; None when it is the first with its key."""
+        ctx, key = context_of(request.scope), (_key(request.scope) or b"").decode("latin-1")
+        replay = await self._service.begin(ctx, key, _fingerprint(request, body))
         if replay is None:
             request.scope[PENDING] = (ctx, key)  # type: ignore[literal-required]  # ours, for `around`
             return None
@@ -71,6 +79,24 @@ class Replays:
         except AppError as error:
             # The answer is out already; a key that stays taken frees itself within minutes.
             logger.get("http").warning("an idempotency key was not settled", code=error.code.value)
+
+
+class AnsweredBeforeError(Exception):
+    """A form turned out to be one that was answered; `response` is what it was answered."""
+
+    def __init__(self, response: Response[bytes]) -> None:
+        super().__init__("answered before")
+        self.response = response
+
+
+async def claim(request: Request[Any, Any, Any], content: bytes) -> None:
+    """For a form, whose file is compared by its digest once it is in: reading it earlier would undo the streaming.
+
+    `content` stands for what the form says. Raises AnsweredBeforeError, IDEMPOTENCY_CONFLICT, REQUEST_CONFLICT.
+    """
+    replays: Replays | None = request.scope.get(LATER)
+    if replays is not None and (response := await replays.begin(request, content)) is not None:
+        raise AnsweredBeforeError(response)
 
 
 class _Answer:
@@ -109,12 +135,8 @@ def _key(scope: Scope) -> bytes | None:
     return next((value for name, value in scope["headers"] if name == HEADER), None)
 
 
-async def _fingerprint(request: Request[Any, Any, Any]) -> bytes:
-    """SHA-256 of what was asked. Of an upload only its declared length: reading it here would undo the streaming."""
+def _fingerprint(request: Request[Any, Any, Any], body: bytes) -> bytes:
+    """SHA-256 of what was asked."""
     media_type = request.content_type[0]
-    if media_type == "multipart/form-data":
-        body = str(request.content_length).encode()
-    else:
-        body = await request.body()
     asked = f"{request.method}\n{request.scope['raw_path']!r}\n{request.scope['query_string']!r}\n{media_type}\n"
     return hashlib.sha256(asked.encode() + body).digest()

@@ -56,6 +56,8 @@ class UploadResult(msgspec.Struct, frozen=True):
     duplicate: bool
 
 
+Describe = Callable[[bytes], Awaitable[UploadRequest]]
+"""What came with a file, asked with the SHA-256 of its bytes once they are in."""
 Known = Callable[[Context, bytes], Awaitable[UploadResult | None]]
 """The answer for bytes with this SHA-256 where there is nothing to be done, else None."""
 Write = Callable[[Tx, Content, UploadRequest], Awaitable[UploadResult]]
@@ -73,9 +75,7 @@ class DocumentService:
         self._limit = max_file_mb * MEGABYTE
         self._log = logger.get("documents")
 
-    async def upload(
-        self, ctx: Context, chunks: AsyncIterator[bytes], describe: Callable[[], Awaitable[UploadRequest]]
-    ) -> UploadResult:
+    async def upload(self, ctx: Context, chunks: AsyncIterator[bytes], describe: Describe) -> UploadResult:
         """Receives a file as a new document, and queues its reading; see `take_in`.
 
         The same bytes again by the same user answer with the document and task that are there.
@@ -86,19 +86,19 @@ class DocumentService:
         self,
         ctx: Context,
         chunks: AsyncIterator[bytes],
-        describe: Callable[[], Awaitable[UploadRequest]],
+        describe: Describe,
         *,
         known: Known,
         write: Write,
     ) -> UploadResult:
         """Receives, checks, scans and stores a file; nothing of a refused file stays.
 
-        `describe` is asked once the bytes are in, because a form's fields may follow its file; `known` may answer
-        before they are scanned; `write` adds the rows to the content's own transaction. Raises FILE_* for the file
+        `describe` is asked after the bytes, because a form's fields may follow its file; `known` may answer before
+        they are scanned; `write` adds the rows to the content's own transaction. Raises FILE_* for the file
         itself, SCAN_UNAVAILABLE, QUEUE_FULL, BLOB_UNAVAILABLE.
         """
         async with room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
-            request = checked(await describe())
+            request = checked(await describe(file.sha256))
             found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
             await failpoints.hit("upload.after_spool")
             duplicate = await known(ctx, file.sha256)

@@ -154,7 +154,7 @@ class UploadService:
         upload = held.upload
         request = msgspec.convert(upload.request, UploadRequest)
 
-        async def described() -> UploadRequest:
+        async def described(_sha256: bytes) -> UploadRequest:
             return request
 
         async with self._store.tenant(ctx) as tx:

@@ -1,6 +1,6 @@
 """Versions: a document gets another content and keeps its id, and what it had stays readable for a while."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 from internal.entities.documents import Content, Document
@@ -8,7 +8,7 @@ from internal.entities.events import FileUploaded
 from internal.entities.versions import Version, VersionStatus
 from internal.repositories.documents import missing
 from internal.repositories.store import Store, Tx
-from internal.services.documents import DocumentService, UploadRequest, UploadResult, may_change, reading
+from internal.services.documents import Describe, DocumentService, UploadRequest, UploadResult, may_change, reading
 from internal.services.purge import purging
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -38,7 +38,7 @@ class VersionService:
         ctx: Context,
         document_id: UUID,
         chunks: AsyncIterator[bytes],
-        describe: Callable[[], Awaitable[UploadRequest]],
+        describe: Describe,
     ) -> UploadResult:
         """Takes a file in as the document's next version; see `DocumentService.take_in`.
 

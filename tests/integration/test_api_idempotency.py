@@ -84,6 +84,25 @@ async def test_uploads(client: httpx.AsyncClient) -> None:
     again = await client.post("/api/v1/documents", files=files, headers=headers)
     assert (first.status_code, again.status_code) == (202, 202)
     assert first.content == again.content
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_another_upload_of_the_same_length_is_not_taken_for_the_first(client: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "upload-another"}
+    first = await client.post("/api/v1/documents", files={"file": ("b.txt", b"first bytes")}, headers=headers)
+    assert first.status_code == 202
+    for name, data in (("b.txt", b"other bytes"), ("c.txt", b"first bytes")):
+        answer = await client.post("/api/v1/documents", files={"file": (name, data)}, headers=headers)
+        is_problem(answer, 422, "idempotency.conflict")
+    other = await client.post("/api/v1/documents", files={"file": ("b.txt", b"other bytes")})
+    assert (other.status_code, other.json()["duplicate"]) == (202, False)
+
+
+async def test_ten_uploads_at_once_are_one(client: httpx.AsyncClient) -> None:
+    headers, files = {"Idempotency-Key": "ten-uploads"}, {"file": ("ten.txt", b"ten at once")}
+    answers = await asyncio.gather(*(client.post("/api/v1/documents", files=files, headers=headers) for _ in range(10)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.content for answer in answers}) == 1
 
 
 async def test_secrets_are_not_kept(client: httpx.AsyncClient, module_database: Database) -> None:
