@@ -115,8 +115,8 @@ async def _seed_document(
         owner,
     )
     await conn.execute(
-        "insert into chunks (tenant_id, id, content_id, generation_id, ordinal, hash, text_hash, text, tokens)"
-        " values ($1, $2, $3, $4, 0, $5, $5, $6, 2)",
+        "insert into chunks (tenant_id, id, content_id, generation_id, ordinal, hash, text_hash, text, tokens,"
+        " parts) values ($1, $2, $3, $4, 0, $5, $5, $6, 2, '[[0, {\"page\": 1}]]')",
         tenant,
         chunk,
         content,

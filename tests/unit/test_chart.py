@@ -31,6 +31,7 @@ OWN_KEYS = {
 }
 OPTIONAL_KEYS = {"ai-api-key", "blobs-access-key", "blobs-secret-key"}
 SECRET_VALUE = "postgresql://role:0123456789012345678901234567890123456789@host/dreamhub"
+REDIS_URL = "redis://:password@redis:6379/0"
 
 Manifest = dict[str, Any]
 
@@ -285,6 +286,6 @@ def mounted(folder: Path, items: dict[str, tuple[str, bool]]) -> Path:
     real.mkdir(parents=True)
     (folder / "..data").symlink_to(real.name)
     for path, _ in items.values():
-        (real / path).write_text(SECRET_VALUE)
+        (real / path).write_text(REDIS_URL if path == "redis__url" else SECRET_VALUE)
         (folder / path).symlink_to(Path("..data") / path)
     return folder
