@@ -1,23 +1,21 @@
 """The composition root: the one place that knows every class, and the entry of each process."""
 
 import asyncio
-import contextlib
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 import uvloop
 
 from internal.entities.search import Space
 from internal.entities.tasks import Queue, TaskPolicy
-from internal.handlers.protocol import BoundedHttp
 from internal.handlers.routes import Api, create_api, openapi_document
+from internal.handlers.server import Server
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
@@ -27,6 +25,7 @@ from internal.providers.local_models import model_client
 from internal.providers.ocr import LocalOcr
 from internal.repositories import migrate as migrations
 from internal.repositories import probe
+from internal.repositories.broadcasts import Listener, Megaphone
 from internal.repositories.cache import open_cache
 from internal.repositories.store import Store, open_store
 from internal.repositories.wakeup import NewsLine
@@ -38,6 +37,7 @@ from internal.services.chunking_sentences import sentences
 from internal.services.collections import CollectionService
 from internal.services.documents import MEGABYTE, DocumentService
 from internal.services.embedder import Embedder
+from internal.services.events import EventService, ReaderLimits
 from internal.services.extractive import ExtractiveModel
 from internal.services.health import Check, HealthService
 from internal.services.idempotency import IdempotencyService
@@ -65,8 +65,6 @@ from pkg.version import version
 from pkg.workdir import workdir
 
 LOCAL_MODEL, SPACE_VERSION = "multilingual-e5-small", "1"
-DRAIN_SECONDS = 20
-KEEP_ALIVE_SECONDS = 75  # longer than a load balancer's 60 s: the balancer must be the one to close an idle connection
 PROBE_SECONDS = 10.0
 REQUIRED = {
     "DB__DSN": "the PostgreSQL server, postgresql://role:password@host:port/database",
@@ -147,6 +145,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             tasks=TaskService(store),
             searches=searches,
             chat=_open_chat(stack, settings, store, searches, embedder),
+            events=_open_events(stack, settings, store, authenticator),
             registry=telemetry.registry(),
             max_file_bytes=settings.limits.max_file_mb * MEGABYTE,
             log_json=settings.log.format == "json",
@@ -203,20 +202,14 @@ async def _migrate(name: str, dsn: str, space: Space, max_retries: int) -> None:
 
 async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
     async with build(settings) as services:
-        server = _Server(
-            uvicorn.Config(
-                create_api(services.api),
-                host=settings.server.host,
-                port=settings.server.port,
-                http=BoundedHttp,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
-            )
+        server = Server(
+            create_api(services.api), services.api.events, host=settings.server.host, port=settings.server.port
         )
+
+        def stop() -> None:
+            server.should_exit = True
+
+        _on_stop(stop)
         await server.serve(sockets or None)
 
 
@@ -234,18 +227,6 @@ def _inherited(descriptor: int) -> socket.socket:
     return found
 
 
-class _Server(uvicorn.Server):
-    """uvicorn raises a caught signal again after it has stopped, which would skip closing what was opened."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        def stop() -> None:
-            self.should_exit = True
-
-        _on_stop(stop)
-        yield
-
-
 async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
     _require(settings, "REDIS__URL", "BLOBS__URL", "MODELS__URL")
     async with AsyncExitStack() as stack:
@@ -259,7 +240,9 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         stack.push_async_callback(ocr.close)
         embedder = await _open_embedder(stack, settings, store)
         blobs = open_blobs(settings.blobs)
-        ingest = IngestService(store, blobs, sandbox, ocr, embedder, workdir=scratch)
+        megaphone = Megaphone(settings.redis.url.get_secret_value())
+        stack.push_async_callback(megaphone.close)
+        ingest = IngestService(store, blobs, sandbox, ocr, embedder, megaphone, workdir=scratch)
         purge = PurgeService(store, blobs)
         jobs = product_jobs(
             ingest_content=ingest.ingest_content,
@@ -331,6 +314,14 @@ def _open_chat(
         chat = ChatService(store, searches, ExtractiveModel(embedder, sentences), Quoter(embedder, sentences))
     stack.push_async_callback(chat.close)
     return chat
+
+
+def _open_events(stack: AsyncExitStack, settings: Settings, store: Store, authenticator: Authenticator) -> EventService:
+    limits = ReaderLimits(per_subject=settings.limits.streams_per_key, per_tenant=settings.limits.streams_per_tenant)
+    events = EventService(store, Listener(settings.redis.url.get_secret_value()), authenticator, limits)
+    events.start()
+    stack.push_async_callback(events.close)
+    return events
 
 
 def _models_check(stack: AsyncExitStack, settings: Settings) -> Check:

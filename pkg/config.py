@@ -155,6 +155,8 @@ class Limits(Section):
     uploads_mb: int = Field(default=20_480, ge=1, description="what these announce together")
     queue_depth: int = Field(default=10_000, ge=1)
     rate_per_minute: int = Field(default=600, ge=1)
+    streams_per_key: int = Field(default=50, ge=1)
+    streams_per_tenant: int = Field(default=500, ge=1)
     parse_seconds: float = Field(default=30.0, gt=0)
     parse_memory_mb: int = Field(default=512, ge=128)
     parse_output_mb: int = Field(default=64, ge=1)

@@ -19,6 +19,8 @@ SECRET_SHAPE = re.compile(
     r"dh_[A-Za-z0-9_-]{16,}|sk-[A-Za-z0-9_-]{8,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|(?<=://)[^\s:/@]*:[^\s@]+(?=@)"
 )
 BLOT = "[redacted]"
+NOISY = tuple("httpx httpx2 httpcore httpcore2 openai arq asyncio uvicorn.access uvicorn.error websockets".split())
+"""Libraries that say too much, uvicorn among them: a line for each WebSocket, with whatever stood in its query."""
 
 
 def configure(*, log_format: str, level: str, process: str) -> None:
@@ -52,7 +54,7 @@ def configure(*, log_format: str, level: str, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "arq", "uvicorn.access", "asyncio"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -158,7 +158,15 @@ async def _seed_ledger(conn: asyncpg.Connection, tenant: UUID, owner: UUID, docu
     await conn.execute(
         "insert into task_attempts (tenant_id, task_id, number, worker) values ($1, $2, 1, $3)", tenant, task, canary
     )
-    await conn.execute("insert into outbox (tenant_id, id, kind) values ($1, $2, $3)", tenant, new_id(), canary)
+    await conn.execute(
+        "insert into outbox (tenant_id, id, kind, payload, position) values ($1, $2, $3, jsonb_build_object("
+        "'task_id', $4::uuid, 'document_id', $5::uuid), 1 + (select count(*) from outbox where tenant_id = $1))",
+        tenant,
+        new_id(),
+        canary,
+        task,
+        document,
+    )
 
 
 async def _seed_conversation(conn: asyncpg.Connection, tenant: UUID, owner: UUID, canary: str) -> None:

@@ -1,9 +1,15 @@
 """What has happened: facts that the transaction which made them true writes to the outbox."""
 
-from typing import Any, ClassVar
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
+
+from internal.entities.documents import Visibility
+
+KEPT = timedelta(days=7)
+"""How long an event can be read again after it was handed on."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +43,17 @@ class DocumentReady(Event, frozen=True, kw_only=True):
 
 
 class DocumentDeleted(Event, frozen=True, kw_only=True):
-    """A user's handle is gone; its content stays as long as somebody else holds it."""
+    """A user's handle is gone; its content stays as long as somebody else holds it.
+
+    `visibility` is what the document had: it can't be asked any more who may hear of it.
+    """
 
     kind: ClassVar[str] = "document.deleted"
 
     document_id: UUID
     content_id: UUID
     task_id: UUID
+    visibility: Visibility
 
 
 class TaskFinished(Event, frozen=True, kw_only=True):
@@ -59,6 +69,17 @@ class TaskFinished(Event, frozen=True, kw_only=True):
     error_code: str | None = None
 
 
+class AlertRaised(Event, frozen=True, kw_only=True):
+    """Something that the people of a tenant should know of. `name` is dotted and stable, `detail` holds no content."""
+
+    kind: ClassVar[str] = "alert.raised"
+
+    name: str
+    severity: Literal["info", "warning", "critical"]
+    detail: str
+    visibility: Visibility = Visibility.TENANT
+
+
 class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """What the relay may know of an event: whose it is, which, and its place in the tenant's order, counted from 1."""
 
@@ -66,3 +87,59 @@ class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     kind: str
     position: int
+
+
+class TaskMoved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker broadcasts when a task has come further: which one, nothing more."""
+
+    tenant_id: UUID
+    task_id: UUID
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as its reader finds it in the outbox, with what its task says today.
+
+    `shared`: everyone of the tenant may see it, so that it needs no second look for another reader.
+    """
+
+    position: int
+    kind: str
+    payload: dict[str, Any]
+    created_at: datetime
+    progress: float | None
+    error_message: str | None
+    shared: bool
+
+
+class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a task is, as its reader may see it; `running` is False once it has ended or waits again."""
+
+    task_id: UUID
+    kind: str
+    running: bool
+    stage: str
+    progress: float
+    document_id: UUID | None
+    shared: bool
+
+
+class EventPositions(msgspec.Struct, frozen=True):
+    """The first event of a tenant that can surely still be read, and its last; 0 before the first one."""
+
+    oldest: int | None
+    newest: int
+
+    def reach(self, position: int) -> bool:
+        """Whether everything after this position can still be read."""
+        if position >= self.newest:
+            return position == self.newest
+        return self.oldest is not None and position + 1 >= self.oldest
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader is told. `id` is the event's place in the tenant's order; what has none isn't told again."""
+
+    type: str
+    id: int | msgspec.UnsetType = msgspec.UNSET
+    created_at: datetime
+    data: dict[str, Any]

@@ -3,12 +3,12 @@
 from enum import Enum
 from typing import Any
 
-from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Scope
 
 from internal.entities.identity import Visitor
+from internal.handlers.sockets import offered_token
 from internal.services.authentication import Authenticator
 from internal.services.rate_limits import RateLimiter
 from pkg import ctxutil
@@ -66,12 +66,14 @@ class Admission:
 
 
 def bearer(scope: Scope) -> str:
-    """The credential of `Authorization: Bearer …`. Raises AUTH_MISSING_TOKEN."""
+    """The credential of `Authorization: Bearer …`, or a WebSocket's subprotocol. Raises AUTH_MISSING_TOKEN."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             if value[: len(SCHEME)].lower() == SCHEME:
                 return value[len(SCHEME) :].strip().decode("latin-1")
             break
+    if scope["type"] == "websocket" and (token := offered_token(scope)):
+        return token
     raise AppError(
         Code.AUTH_MISSING_TOKEN,
         "Send Authorization: Bearer with an API key (dh_…) or an access token from /api/v1/auth/token.",
@@ -83,9 +85,9 @@ def context_of(scope: Scope) -> Context:
     return scope["auth"]
 
 
-def provide_context(request: Request[Any, Any, Any]) -> Context:
+def provide_context(scope: Scope) -> Context:
     """The dependency `ctx`."""
-    return context_of(request.scope)
+    return context_of(scope)
 
 
 def visitor_of(scope: Scope) -> Visitor:

@@ -34,7 +34,8 @@ def page(document: dict[str, Any]) -> str:
         f"<h1>{escape(info['title'])} API</h1><p>Version {escape(info['version'])}. {escape(info['description'])} "
         'For machines: <a href="/openapi.json">/openapi.json</a>.</p>'
         "<p>Send <code>Authorization: Bearer …</code> with an API key or an access token.</p>"
-        f"{_groups(document['paths'], schemas)}{_schemas(schemas)}{_codes(schemas)}</body></html>"
+        f"{_groups(document['paths'], schemas)}{_sockets(document['x-websockets'])}"
+        f"{_schemas(schemas)}{_codes(schemas)}</body></html>"
     )
 
 
@@ -49,14 +50,28 @@ def _groups(paths: dict[str, Any], schemas: dict[str, Any]) -> str:
     return "".join(f'<h2 id="{escape(name)}">{escape(name)}</h2>{"".join(items)}' for name, items in groups.items())
 
 
-def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
-    role = f'<span class="role">{escape(operation["x-role"])}</span>' if "x-role" in operation else ""
-    rows = "".join(
+def _sockets(sockets: dict[str, Any]) -> str:
+    parts = [
+        f'<details><summary><b>WS</b> <code>{escape(path)}</code><span class="role">{escape(item["x-role"])}</span>'
+        f"</summary><p>{escape(item['description'])}</p><table>{_parameters(item['parameters'])}</table>"
+        f"<p>Messages: {_type(item['message'])}</p></details>"
+        for path, item in sorted(sockets.items())
+    ]
+    return f'<h2 id="websockets">WebSockets</h2>{"".join(parts)}' if parts else ""
+
+
+def _parameters(parameters: list[dict[str, Any]]) -> str:
+    return "".join(
         f"<tr><td><code>{escape(item['name'])}</code></td><td>{escape(item['in'])}"
         f"{', required' if item.get('required') else ''}</td><td>{_type(item.get('schema', {}))}</td>"
         f"<td>{escape(item.get('description') or '')}</td></tr>"
-        for item in operation.get("parameters", [])
+        for item in parameters
     )
+
+
+def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
+    role = f'<span class="role">{escape(operation["x-role"])}</span>' if "x-role" in operation else ""
+    rows = _parameters(operation.get("parameters", []))
     bodies = "".join(
         f"<p>Body, <code>{escape(media)}</code>: {_type(content['schema'])}</p>{_inline(content['schema'])}"
         for media, content in operation.get("requestBody", {}).get("content", {}).items()

@@ -1,24 +1,28 @@
-"""Around every request: its ids, its log line, its metrics, its security headers. One layer, because each costs."""
+"""Around every request and WebSocket: its ids, log line, metrics, security headers. One layer, because each costs."""
 
 import re
 import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import msgspec
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from internal.entities.ids import new_id
+from internal.handlers.sockets import accepting_refusals
 from pkg import ctxutil, logger
 from pkg.ctxutil import Context
 from pkg.telemetry import new_trace_id, parse_traceparent
 
-METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+SOCKET = "WS"
+"""Stands for the method of a WebSocket; its status is 101 until the product closes it with a code."""
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", SOCKET})
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 UNMATCHED = "unmatched"
+SWITCHED = 101
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -100,10 +104,12 @@ class Observation:
         self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Observes HTTP; other scopes pass."""
-        if scope["type"] != "http":
+        """Observes HTTP and WebSockets; other scopes pass."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            send = accepting_refusals(scope, send)
         started = time.perf_counter()
         request_id, trace_id = _ids(scope["headers"])
         # The server shares its lifespan state with every request; ids must not go there.
@@ -118,6 +124,13 @@ class Observation:
                 message["headers"] = _protected(message["headers"], echo)
             elif message["type"] == "http.response.body":
                 sent += len(message["body"])
+            elif message["type"] == "websocket.accept":
+                status = SWITCHED
+                message["headers"] = [*message["headers"], (b"x-request-id", echo)]
+            elif message["type"] == "websocket.send":
+                sent += len(message["text"] or message["bytes"] or "")
+            elif message["type"] == "websocket.close":
+                status = message["code"]
             await send(message)
 
         self._metrics.began()
@@ -128,10 +141,11 @@ class Observation:
             # for the whole.
             logger.get("http").exception("an answer broke off")
         finally:
-            self._end(cast("HTTPScope", scope), status, sent, time.perf_counter() - started)
+            self._end(scope, status, sent, time.perf_counter() - started)
 
-    def _end(self, scope: HTTPScope, status: int, sent: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+    def _end(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
+        asked = scope["method"] if scope["type"] == "http" else SOCKET
+        method = asked if asked in METHODS else "OTHER"
         route = scope.get("path_template") or UNMATCHED
         self._metrics.ended(method, route, status, seconds)
         if route in QUIET:

@@ -8,13 +8,14 @@ from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsPlugin
 from litestar.types import ASGIApp, ControllerRouterHandler
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from internal.handlers import (
     collections,
     conversations,
     dead_letters,
     documents,
+    events,
     identity,
     operations,
     search,
@@ -31,11 +32,13 @@ from internal.handlers.problems import to_problem
 from internal.handlers.replays import Replays
 from internal.handlers.requests import JSON_LIMIT, StrictRequest
 from internal.handlers.schema import describe
+from internal.handlers.sockets import refusing
 from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
 from internal.services.chat import ChatService
 from internal.services.collections import CollectionService
 from internal.services.documents import DocumentService
+from internal.services.events import EventService
 from internal.services.health import HealthService
 from internal.services.idempotency import IdempotencyService
 from internal.services.members import MemberService
@@ -116,6 +119,9 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     conversations.list_messages,
     conversations.add_message,
     conversations.add_feedback,
+    # /api/v1/events
+    events.follow_events,
+    events.stream_events,
 )
 
 
@@ -137,6 +143,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     tasks: TaskService
     searches: SearchService
     chat: ChatService
+    events: EventService
     registry: CollectorRegistry
     max_file_bytes: int
     log_json: bool
@@ -157,6 +164,7 @@ PROVIDED = (
     "tasks",
     "searches",
     "chat",
+    "events",
     "registry",
     "max_file_bytes",
 )
@@ -167,7 +175,7 @@ def create_api(api: Api) -> ASGIApp:
     replays = Replays(api.idempotency)
     app = Litestar(
         ROUTES,
-        guards=[Admission(api.authenticator, api.limiter), refuse_unknown_parameters],
+        guards=[refusing(Admission(api.authenticator, api.limiter)), refusing(refuse_unknown_parameters)],
         before_request=replays.before,
         dependencies=_dependencies(api, Description(lambda: openapi_document(api.version))),
         plugins=[ProblemDetailsPlugin(ProblemDetailsConfig(exception_to_problem_detail_map={Exception: to_problem}))],
@@ -179,6 +187,9 @@ def create_api(api: Api) -> ASGIApp:
         request_class=StrictRequest,
         request_max_body_size=JSON_LIMIT,
         debug=False,
+    )
+    Gauge("event_readers", "Connections that follow events", registry=api.registry).set_function(
+        lambda: api.events.readers
     )
     return Observation(
         tus.TusHeaders(LingeringClose(replays.around(app))),

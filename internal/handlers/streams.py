@@ -8,9 +8,11 @@ import anyio
 import msgspec
 from litestar.response import Stream
 from litestar.response.base import ASGIResponse
-from litestar.types import Receive, Scope, Send
+from litestar.types import Message, Receive, Scope, Send
 
 HEARTBEAT_SECONDS = 15.0
+STALLED_SECONDS = 30.0
+"""A reader that takes nothing for so long is left; what waits for it would be kept for nobody."""
 HEARTBEAT = b": still here\n\n"
 
 
@@ -26,8 +28,12 @@ class ClosingStream(Stream):
         response, source = super().to_asgi_response(*args, **options), self._source
 
         async def sent(scope: Scope, receive: Receive, send: Send) -> None:
+            async def sent_in_time(message: Message) -> None:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send(message)
+
             try:
-                await response(scope, receive, send)
+                await response(scope, receive, sent_in_time)
             finally:
                 with anyio.CancelScope(shield=True):
                     await source.aclose()

@@ -25,6 +25,7 @@ from internal.repositories.identity import DirectoryRepository, IdentityReposito
 from internal.repositories.ledger import LedgerRepository
 from internal.repositories.lexicon import LexiconRepository
 from internal.repositories.messages import MessageRepository
+from internal.repositories.notices import NoticeRepository
 from internal.repositories.outbox import OutboxRepository
 from internal.repositories.search import Found, search
 from internal.repositories.spaces import find_space
@@ -135,6 +136,11 @@ class Tx:
     def outbox(self) -> OutboxRepository:
         """Events on their way out."""
         return OutboxRepository(self._conn, self._ctx)
+
+    @cached_property
+    def notices(self) -> NoticeRepository:
+        """Events and progress for those who follow them."""
+        return NoticeRepository(self._conn, self._ctx)
 
 
 class SystemTx:

@@ -242,7 +242,11 @@ class DocumentService:
                 if earlier != content_id:
                     await tx.tasks.add(purging(earlier))
             task = await tx.tasks.add(purging(content_id, document_id=document_id))
-            await tx.outbox.add(DocumentDeleted(document_id=document_id, content_id=content_id, task_id=task.id))
+            await tx.outbox.add(
+                DocumentDeleted(
+                    document_id=document_id, content_id=content_id, task_id=task.id, visibility=document.visibility
+                )
+            )
             return task
 
     async def list(

@@ -25,6 +25,7 @@ from internal.entities.tasks import Lease
 from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import BlobStore
 from internal.providers.ocr import Ocr
+from internal.repositories.broadcasts import Megaphone
 from internal.repositories.store import Store, Tx
 from internal.services import chunking
 from internal.services.embedder import Embedder
@@ -65,13 +66,22 @@ class IngestService:
     """Turns an uploaded content into passages that searches find."""
 
     def __init__(
-        self, store: Store, blobs: BlobStore, sandbox: Sandbox, ocr: Ocr, embedder: Embedder, *, workdir: Path
+        self,
+        store: Store,
+        blobs: BlobStore,
+        sandbox: Sandbox,
+        ocr: Ocr,
+        embedder: Embedder,
+        megaphone: Megaphone,
+        *,
+        workdir: Path,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._sandbox = sandbox
         self._ocr = ocr
         self._embedder = embedder
+        self._megaphone = megaphone
         self._workdir = workdir
         self._log = logger.get("ingest")
 
@@ -120,7 +130,8 @@ class IngestService:
                 await _show(tx, content.id, generation)
             else:
                 await tx.tasks.progress(lease, "reading", 0.02)
-            return generation
+        await self._megaphone.task_moved(ctx, lease)
+        return generation
 
     async def _read(self, ctx: Context, lease: Lease, content: Content) -> Parsed:
         """Parses the object in a child process and puts in what is recognised on its pictures."""
@@ -190,6 +201,7 @@ class IngestService:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, "embedding", share)
             known = await tx.vectors.reuse(self._embedder.space, [passage.chunk.text_hash for passage in batch])
+        await self._megaphone.task_moved(ctx, lease)
         fresh = {passage.chunk.text_hash: passage.searched for passage in batch if passage.chunk.text_hash not in known}
         if fresh:
             computed = await self._embedder.embed_passages(ctx, list(fresh.values()))
@@ -220,6 +232,7 @@ class IngestService:
     async def _progress(self, ctx: Context, lease: Lease, stage: str, share: float) -> None:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, stage, share)
+        await self._megaphone.task_moved(ctx, lease)
 
 
 async def _show(tx: Tx, content_id: UUID, generation: Generation) -> None:

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
-from uuid import UUID
 
 import msgspec
 from arq.connections import ArqRedis
@@ -17,6 +16,7 @@ from arq.jobs import serialize_job
 
 from internal.entities.events import PublishedEvent
 from internal.entities.tasks import Queue, Wakeup
+from internal.repositories.broadcasts import events_channel
 from internal.repositories.cache import reachable
 from pkg import logger
 
@@ -171,11 +171,6 @@ class Consumer:
 def queue_name(queue: Queue) -> str:
     """Name of the sorted set."""
     return f"arq:{queue.value}"
-
-
-def events_channel(tenant_id: UUID) -> str:
-    """Where one tenant's events are broadcast."""
-    return f"t:{tenant_id}:events"
 
 
 def _dumps(value: dict[str, Any]) -> bytes:

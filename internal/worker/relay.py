@@ -4,6 +4,7 @@ import asyncio
 import time
 from datetime import timedelta
 
+from internal.entities.events import KEPT
 from internal.entities.tasks import Queue, Wakeup
 from internal.repositories.store import Store
 from internal.repositories.wakeup import NewsLine
@@ -25,7 +26,6 @@ UNCLAIMED_LIMIT = 1_000
 TIDY_SECONDS = 300.0
 EVENTS_A_ROUND = 200
 KEEP_KEYS = timedelta(hours=24)
-KEEP_EVENTS = timedelta(days=7)
 
 
 class Relay:
@@ -142,7 +142,7 @@ class Relay:
         """Forgets old idempotency keys and old events, gives up old dead letters, has expired uploads removed."""
         started = time.monotonic()
         async with self._store.system("forget old keys and events") as tx:
-            keys, events = await tx.ledger.forget(keys_after=KEEP_KEYS, events_after=KEEP_EVENTS)
+            keys, events = await tx.ledger.forget(keys_after=KEEP_KEYS, events_after=KEPT)
             dead = await tx.ledger.expire_dead(timedelta(days=self._tasks.dead_days))
             tasks = await tx.ledger.expire_uploads(max_retries=self._tasks.max_retries)
         self._log.debug("tidied", keys=keys, events=events, tasks=tasks, seconds=round(time.monotonic() - started, 3))

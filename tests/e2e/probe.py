@@ -72,6 +72,8 @@ HARMLESS: dict[str, Any] = {
     "expires_at": "2090-01-01T00:00:00Z",
     "k": 3,
     "kind": "ingest_content",
+    "last_event_id": "0",  # a place in the order of one's own tenant; so is the header
+    "Last-Event-ID": "0",
     "limit": 200,
     "mine": False,
     "mode": "keyword",

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from redis import Redis
 
+from tests.e2e.following import STREAM, WAYS, told
 from tests.e2e.product import Product, finished, upload
 from tests.e2e.world import product_secrets
 
@@ -64,6 +65,7 @@ class Tenant:
     """A tenant that does everything, and all that it was answered."""
 
     def __init__(self, product: Product) -> None:
+        self._product = product
         self.words, self.private = Words.new(), Words.new()
         self.made = product.new_tenant(self.words.english)
         self.id: str = self.made["id"]
@@ -105,6 +107,7 @@ class Tenant:
         self._read_all(self.owner)
         self._search(self.member, self.words.both, self.private.both)
         self._read_all(self.member)
+        self._follow()
 
     def _upload(self) -> None:
         words, private = self.words, self.private
@@ -186,7 +189,7 @@ class Tenant:
     def _read_all(self, client: httpx.Client) -> None:
         """Every GET of the OpenAPI document."""
         for path, operations in client.get("/openapi.json").json()["paths"].items():
-            if "get" in operations:
+            if "get" in operations and path != STREAM:
                 client.get(re.sub(r"{(\w+)}", lambda part: self.own.get(part[1], "1"), path))
         for private in self.private_ids:
             for path in (
@@ -197,6 +200,15 @@ class Tenant:
                 "tasks/{}",
             ):
                 client.get(f"/api/v1/{path.format(private)}")
+
+    def _follow(self) -> None:
+        """Everything that was told of so far, to owner and member, by both ways."""
+        marker = upload(self.owner, f"{self.words.both}.txt", f"{self.words.both} at last".encode())["document_id"]
+        for key, answers in ((self.made["api_key"], self.answers), (self.tokens["access_token"], self.members_answers)):
+            for follow in WAYS:
+                events = b"".join(told(follow, self._product, key, until=marker))
+                assert self.own["document_id"].encode() in events
+                answers.append(b"events\n\n" + events)
 
     def ask_for(self, other: "Tenant") -> None:
         """Looks for the other tenant's things by their words and ids."""

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from internal.handlers.routes import ROUTES
+from tests.e2e.following import SOCKET, WAYS, Follow, told
 from tests.e2e.probe import KINDS, Position, UncoveredError, comparable, positions, request, twin
 from tests.e2e.product import Product, finished, upload
 from tests.e2e.world import ROLES, World, build, expired_token, rows_of
@@ -92,7 +93,8 @@ def settled(client: httpx.Client, position: Position, value: Any, own: Mapping[s
 
 def test_every_route_is_in_the_document(document):
     served = {path.replace(":str}", "}") for handler in ROUTES for path in handler.paths}
-    assert served - set(document["paths"]) == UNLISTED
+    assert served - set(document["paths"]) == UNLISTED | set(document["x-websockets"])
+    assert set(document["x-websockets"]) == {SOCKET}
 
 
 def test_every_route_is_covered(document):
@@ -217,6 +219,23 @@ def test_another_users_private_id_is_an_id_that_never_existed(product: Product, 
                         found += differences(client, position, value, own, admitted(position))
         assert not found, report(found)
         assert owners_view(owner, victim) == before
+
+
+@pytest.mark.parametrize("follow", WAYS)
+def test_events_tell_of_ones_own_tenant_and_of_what_one_may_see(
+    product: Product, victim: World, prober: World, follow: Follow
+):
+    """Everything that has happened, up to a marker that everyone may see."""
+    for world, others in ((prober, victim), (victim, prober)):
+        with product.client(world.api_key) as owner:
+            marker = upload(owner, "marker.txt", f"A marker {world.tenant} {follow.__name__}".encode())["document_id"]
+        foreign = [text for kind in ("document", "task", "tenant", "user") for text in others.ids[kind]]
+        for role in ROLES:
+            text = b"".join(told(follow, product, world.people[role].token, until=marker)).decode()
+            assert not [known for known in foreign if known in text]
+            assert world.ids["document"][0] in text
+            private = [world.private[kind][0] in text for kind in ("document", "task")]
+            assert private == [role == "owner"] * 2, role
 
 
 def test_the_bytes_of_anothers_private_document_are_bytes_that_nobody_has(product: Product, victim: World):

@@ -1,21 +1,19 @@
 """The API on a real socket, with PostgreSQL and Valkey, inside the test's own event loop."""
 
 import asyncio
-import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
-import uvicorn
 
 from internal import app
-from internal.handlers.protocol import BoundedHttp
 from internal.handlers.routes import Api, create_api
+from internal.handlers.server import Server
 from internal.repositories.store import Store
 from internal.services.embedder import Embedder
 from pkg import config
@@ -55,12 +53,6 @@ class Running(msgspec.Struct, frozen=True):
         return answer.json()["key"]
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield  # pytest keeps its own
-
-
 def settings_for(database: Database, redis_url: str, folder: Path, **limits: Any) -> config.Settings:
     return config.load(
         DREAMHUB_HOME=str(folder),
@@ -82,11 +74,7 @@ async def served(
     async with app.build(settings) as services:
         api = change(services.api, services.store, services.embedder) if change else services.api
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = _Server(
-                uvicorn.Config(
-                    create_api(api), http=BoundedHttp, log_config=None, access_log=False, server_header=False
-                )
-            )
+            server = Server(create_api(api), api.events, keep_alive_seconds=5)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started:
                 await asyncio.sleep(0.01)

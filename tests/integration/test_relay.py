@@ -11,8 +11,8 @@ from arq.connections import ArqRedis
 from internal.entities.events import DocumentReady
 from internal.entities.ids import new_id
 from internal.entities.tasks import Lease, Queue, TaskStatus
+from internal.repositories.broadcasts import events_channel
 from internal.repositories.wakeup import NewsLine
-from internal.worker.queue import events_channel
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 from tests.ledger import Ledger, eventually, flush, open_ledger

@@ -13,6 +13,7 @@ CONTEXT_VARIABLES = {"tenant_id", "user_id", "request_id", "trace_id"}
 # Each of these works before it is known who asks, or for no tenant at all.
 WITHOUT_CONTEXT = {
     "authentication.py:Authenticator.authenticate",
+    "authentication.py:Authenticator.verify",
     "sessions.py:SessionService.sign_in",
     "sessions.py:SessionService.refresh",
     "sessions.py:SessionService.sign_out",
@@ -38,6 +39,7 @@ CONTEXT_MAKERS = {
     "handlers/auth.py:Admission.__call__",  # a verified credential
     "services/sessions.py:_context",  # a right password, or the tenant that a refresh token names
     "worker/runner.py:Worker._carry_out",  # the task's row, never the message
+    "services/event_feeds.py:Feed.start",  # like the next
     "worker/batching.py:Batched.ask",  # no context of ours but the interpreter's, left empty on purpose
 }
 CONTEXT_READERS = {
