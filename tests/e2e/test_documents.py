@@ -14,8 +14,10 @@ import httpx
 import pytest
 import redis
 
+from internal.repositories.migrate import OWNER
 from tests.bench.pdf import make_pdf
 from tests.e2e.product import Product, finished, upload
+from tests.e2e.world import product_secrets
 from tests.fixtures.files import build
 
 TABLES = ("contents", "documents", "generations", "chunks", "vectors_1", "chunk_terms", "term_frequencies")
@@ -248,3 +250,31 @@ def test_an_encrypted_pdf_says_so(client):
     found = upload(client, "locked.pdf", build.encrypted_pdf())
     task = finished(client, found["task_id"])
     assert (task["status"], task["error"]["code"], task["retry_count"]) == ("failed", "file.encrypted", 0)
+
+
+def test_the_same_bytes_are_read_again_while_their_removal_is_cut_short(product: Product) -> None:
+    """The removal condemned the content and lost its worker; whoever uploads the file again doesn't wait for it."""
+    tenant = product.new_tenant(f"again-{secrets.token_hex(4)}")
+    mark = f"heron{secrets.token_hex(4)}"
+    text = f"The {mark} stands in the reeds.".encode()
+    with product.client(tenant["api_key"]) as client:
+        first = upload(client, "heron.txt", text)
+        assert finished(client, first["task_id"])["status"] == "succeeded"
+        asyncio.run(condemn(product, first["document_id"]))
+        again = upload(client, "heron.txt", text)
+        assert again["document_id"] != first["document_id"]
+        assert finished(client, again["task_id"])["status"] == "succeeded"
+        found = client.post("/api/v1/search", json={"query": mark, "mode": "keyword"}).json()["items"]
+        assert [item["document_id"] for item in found] == [again["document_id"]]
+
+
+async def condemn(product: Product, document: str) -> None:
+    """What the removal of a document has written when its worker dies before the first passage is gone."""
+    dsn = httpx.URL(product.up["postgres_dsn"])
+    password = product_secrets(product)["database_passwords"][OWNER]
+    conn = await asyncpg.connect(str(dsn.copy_with(username=OWNER, password=password)))
+    try:
+        content = await conn.fetchval("delete from documents where id = $1 returning content_id", uuid.UUID(document))
+        await conn.execute("update contents set purged_at = now(), generation_id = null where id = $1", content)
+    finally:
+        await conn.close()
