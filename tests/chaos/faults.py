@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import asyncpg
 from redis.asyncio import Redis
@@ -31,10 +32,11 @@ LYING = (
 class Breaker:
     """Carries out steps on a stage; each runs by itself, so that a pause doesn't hold up a kill."""
 
-    def __init__(self, stage: Stage, seed: int, clamd: int) -> None:
+    def __init__(self, stage: Stage, seed: int, scanner: Path) -> None:
         self.faults: list[Fault] = []
         self._stage = stage
-        self._clamd = clamd
+        self._socket = scanner / "clamd.sock"
+        self._clamd = _clamd_pid(scanner)
         self._draw = random.Random(f"{seed}/faults")
         self._queue = TaskQueue(stage.redis_url)
         self._under_way: set[asyncio.Task[None]] = set()
@@ -162,11 +164,18 @@ class Breaker:
         self._note(kind="cut", target=step.target)
 
     async def _scanner(self, step: Step) -> None:
-        """A scanner that doesn't answer; `running_clamd` ends it in any case."""
-        os.kill(self._clamd, signal.SIGSTOP)
-        self._note(kind="clamd", until=time.time() + step.seconds)
+        """A scanner that takes calls and doesn't answer, or one that nobody can call."""
+        away = self._socket.with_name(f"away-{step.at}")
+        if step.target == "pause":
+            os.kill(self._clamd, signal.SIGSTOP)
+        elif self._socket.exists():
+            self._socket.rename(away)
+        self._note(kind="clamd", target=step.target, until=time.time() + step.seconds)
         await asyncio.sleep(step.seconds)
-        os.kill(self._clamd, signal.SIGCONT)
+        if step.target == "pause":
+            os.kill(self._clamd, signal.SIGCONT)
+        elif away.exists():
+            away.rename(self._socket)
 
     async def _endpoint(self, step: Step) -> None:
         self._stage.endpoint.turn(step.target)
@@ -203,7 +212,7 @@ class Breaker:
         self.faults.append(Fault(**{"at": time.time(), **fields}))
 
 
-def clamd_pid(folder: os.PathLike[str]) -> int:
+def _clamd_pid(folder: Path) -> int:
     """The scanner that reads its configuration from this folder."""
     found = subprocess.run(["pgrep", "-f", f"clamd -c {folder}/clamd.conf"], capture_output=True, text=True, check=True)
     return int(found.stdout.split()[0])

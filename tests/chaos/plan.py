@@ -108,7 +108,7 @@ def steps(seed: int, scale: Scale) -> list[Step]:
     found += [Step(at, "postgres", seconds=round(draw.uniform(0, 2), 2)) for at in times(scale.postgres)]
     found += [Step(at, "cut", draw.choice(("one", "half", "all"))) for at in times(scale.cuts)]
     found += [
-        Step(at, "clamd", draw.choice(("pause", "kill")), round(draw.uniform(1, 4), 2)) for at in times(scale.clamd)
+        Step(at, "clamd", draw.choice(("pause", "away")), round(draw.uniform(1, 4), 2)) for at in times(scale.clamd)
     ]
     modes = ("429", "500", "hang", "away")
     found += [

@@ -12,7 +12,7 @@ import msgspec
 from tests.chaos import corpus, evidence, nursery, plan
 from tests.chaos.checker import Verdict, judge
 from tests.chaos.clients import Clients, Tenant
-from tests.chaos.faults import Breaker, clamd_pid
+from tests.chaos.faults import Breaker
 from tests.chaos.history import History, Limits
 from tests.chaos.plan import Scale, Script
 from tests.chaos.stage import Stage, opened
@@ -63,7 +63,7 @@ async def run(seed: int, scale: Scale) -> Outcome:
 
         async with opened(plan.PROCESSES, settings(scale, scanner), arm=arm, born=born, died=died) as stage:
             tenants = [await _new_tenant(stage, name) for name in ("one", "two")]
-            breaker = Breaker(stage, seed, clamd_pid(scanner))
+            breaker = Breaker(stage, seed, scanner)
             clients = Clients(tenants, seed)
             await _play(stage, breaker, clients, scripts, steps)
             history = History(
