@@ -29,6 +29,7 @@ from internal.repositories.broadcasts import Listener, Megaphone
 from internal.repositories.cache import open_cache
 from internal.repositories.store import Store, open_store
 from internal.repositories.wakeup import NewsLine
+from internal.repositories.workers import open_workers
 from internal.services.access_tokens import AccessTokens
 from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
@@ -39,6 +40,7 @@ from internal.services.documents import MEGABYTE, DocumentService
 from internal.services.embedder import Embedder
 from internal.services.events import EventService, ReaderLimits
 from internal.services.extractive import ExtractiveModel
+from internal.services.forecasts import ForecastService
 from internal.services.health import Check, HealthService
 from internal.services.idempotency import IdempotencyService
 from internal.services.ingest import IngestService
@@ -105,6 +107,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         store = await _open_store(stack, settings, "DB__DSN", settings.db.dsn.get_secret_value())
         cache = open_cache(settings.redis.url.get_secret_value())
         stack.push_async_callback(cache.close)
+        workers = open_workers(settings.redis.url.get_secret_value())
+        stack.push_async_callback(workers.close)
         embedder = await _open_embedder(stack, settings, store)
         tokens = AccessTokens(settings.auth.jwt_secret.get_secret_value(), minutes=settings.auth.access_minutes)
         authenticator = Authenticator(store, tokens)
@@ -143,6 +147,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             uploads=UploadService(store, blobs, documents, versions, spool=spool, limits=settings.limits),
             collections=CollectionService(store),
             tasks=TaskService(store),
+            forecasts=ForecastService(store, workers),
             searches=searches,
             chat=_open_chat(stack, settings, store, searches, embedder),
             events=_open_events(stack, settings, store, authenticator),

@@ -85,7 +85,10 @@ class TaskPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that is about to be added. `bounded` is False for work that mends or removes: no cap refuses it."""
+    """A task that is about to be added. `bounded` is False for work that mends or removes: no cap refuses it.
+
+    `size` is of the file that it is about, in bytes.
+    """
 
     kind: str
     version: int
@@ -94,6 +97,7 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     payload: dict[str, Any] = {}
     document_id: UUID | None = None
     content_id: UUID | None = None
+    size: int = 0
     bounded: bool = True
 
 
@@ -159,6 +163,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    size: int = 0
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,10 +199,14 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wakeup(msgspec.Struct, frozen=True):
-    """What lies in Redis: a task's id, and how many times it has been put there."""
+    """What lies in Redis: a task's id, and how many times it has been put there.
+
+    `turn` is its place in its tenant's share when it was dispatched; the lower one goes first.
+    """
 
     task_id: UUID
     number: int
+    turn: float = 0.0
 
     @property
     def job_id(self) -> str:

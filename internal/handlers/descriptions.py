@@ -17,14 +17,14 @@ def described(
     document_id: UUID | None = None,
 ) -> UploadRequest:
     """Fills in what is missing or empty. Raises REQUEST_INVALID for words that mean nothing."""
-    chosen, seen_by = priority or "normal", visibility or Visibility.TENANT.value
-    if chosen not in QUEUES:
+    seen_by = visibility or Visibility.TENANT.value
+    if priority and priority not in QUEUES:
         raise _one_of("priority", tuple(QUEUES))
     if seen_by not in list(Visibility):
         raise _one_of("visibility", tuple(Visibility))
     return UploadRequest(
         filename=filename,
-        priority=chosen,
+        priority=priority or None,
         tags=tags,
         collection=collection,
         visibility=Visibility(seen_by),

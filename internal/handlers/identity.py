@@ -53,6 +53,20 @@ class TenantOut(msgspec.Struct, frozen=True):
     owner: OwnerOut
 
 
+class TenantChangesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`queue_weight`: how many turns the tenant's tasks get where others' get one."""
+
+    queue_weight: Annotated[int, msgspec.Meta(ge=1, le=100)]
+
+
+class TenantChangedOut(msgspec.Struct, frozen=True):
+    """A tenant as it is from now on."""
+
+    id: UUID
+    name: str
+    queue_weight: int
+
+
 class SignInIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`tenant_id` is asked for where an address belongs to several tenants."""
 
@@ -146,6 +160,19 @@ async def add_tenant(
     )
     owner = OwnerOut(made.owner_id, made.owner_email, made.owner_password)
     return TenantOut(made.id, made.name, made.api_key, owner)
+
+
+@patch("/api/v1/tenants/{tenant_id:str}", opt=access(Open.PLATFORM))
+async def update_tenant(
+    request: Request[Any, Any, Any],
+    tenants: NamedDependency[TenantService],
+    tenant_id: Id,
+    data: JSONBody[TenantChangesIn],
+) -> TenantChangedOut:
+    """Changes a tenant's share of the workers; for the holder of the platform token."""
+    found = read_id(tenant_id, AppError(Code.TENANT_NOT_FOUND, "There is no such tenant."))
+    tenant = await tenants.set_queue_weight(visitor_of(request.scope), bearer(request.scope), found, data.queue_weight)
+    return TenantChangedOut(tenant.id, tenant.name, data.queue_weight)
 
 
 @post("/api/v1/auth/token", opt=access(Open.ANYONE), status_code=200)

@@ -39,6 +39,7 @@ from internal.services.chat import ChatService
 from internal.services.collections import CollectionService
 from internal.services.documents import DocumentService
 from internal.services.events import EventService
+from internal.services.forecasts import ForecastService
 from internal.services.health import HealthService
 from internal.services.idempotency import IdempotencyService
 from internal.services.members import MemberService
@@ -59,6 +60,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     operations.docs,
     # /api/v1/tenants /auth/… /me
     identity.add_tenant,
+    identity.update_tenant,
     identity.sign_in,
     identity.refresh,
     identity.sign_out,
@@ -141,6 +143,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     uploads: UploadService
     collections: CollectionService
     tasks: TaskService
+    forecasts: ForecastService
     searches: SearchService
     chat: ChatService
     events: EventService
@@ -162,6 +165,7 @@ PROVIDED = (
     "uploads",
     "collections",
     "tasks",
+    "forecasts",
     "searches",
     "chat",
     "events",

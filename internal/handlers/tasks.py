@@ -10,8 +10,10 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 
 from internal.entities.tasks import Acted, Attempt, Queue, Task, TaskFilter, TaskStatus
+from internal.entities.waiting import Waiting
 from internal.handlers.auth import access
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, read_id
+from internal.services.forecasts import ForecastService
 from internal.services.tasks import TaskService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
@@ -66,6 +68,13 @@ class TaskWithAttempts(TaskOut, frozen=True):
     attempts: list[AttemptOut]
 
 
+class TaskInDetail(TaskWithAttempts, frozen=True):
+    """A task with every try at it, why it waits while it is queued, and when it is likely to end."""
+
+    waiting: Waiting | None
+    estimated_end_at: datetime | None
+
+
 class TasksIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which tasks, of those that you may see: all that fulfil each condition given. At least one must be."""
 
@@ -112,11 +121,22 @@ async def list_tasks(
 
 
 @get("/api/v1/tasks/{task_id:str}", opt=access(Role.VIEWER))
-async def get_task(ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], task_id: Id) -> TaskWithAttempts:
-    """One task, with its tries."""
+async def get_task(
+    ctx: NamedDependency[Context],
+    tasks: NamedDependency[TaskService],
+    forecasts: NamedDependency[ForecastService],
+    task_id: Id,
+) -> TaskInDetail:
+    """One task, with its tries, and why it waits."""
     task = await tasks.get(ctx, read_task_id(task_id))
     attempts = await tasks.attempts(ctx, task.id)
-    return TaskWithAttempts(**msgspec.structs.asdict(task_out(task)), attempts=[attempt_out(item) for item in attempts])
+    waiting = await forecasts.waiting(ctx, task)
+    return TaskInDetail(
+        **msgspec.structs.asdict(task_out(task)),
+        attempts=[attempt_out(item) for item in attempts],
+        waiting=waiting,
+        estimated_end_at=waiting.estimated_end_at if waiting else await forecasts.end_of_running(task),
+    )
 
 
 @post("/api/v1/tasks/{task_id:str}/retry", opt=access(Role.MEMBER), status_code=202)

@@ -223,6 +223,13 @@ class DirectoryRepository:
         )
         return tenant_id, sure(owner_id)
 
+    async def set_queue_weight(self, tenant_id: UUID, weight: int) -> Tenant:
+        """Raises TENANT_NOT_FOUND."""
+        name = await self._conn.fetchval("select set_queue_weight_v1($1, $2)", tenant_id, weight)
+        if name is None:
+            raise AppError(Code.TENANT_NOT_FOUND, "There is no such tenant.")
+        return Tenant(id=tenant_id, name=name)
+
 
 def _role(name: str | None) -> Role | None:
     return Role(name) if name else None

@@ -26,15 +26,18 @@ class LedgerRepository:
         self._conn = conn
 
     async def dispatch(self, queues: Sequence[Queue], *, window: int, per_tenant: int) -> dict[Queue, list[Wakeup]]:
-        """Picks due tasks, fairly, until `window` of a queue lie in Redis, `per_tenant` of each tenant."""
+        """Picks due tasks, fairly, until `window` of a queue lie in Redis, `per_tenant` of each tenant and weight."""
         rows = await self._conn.fetch(
-            "select q.queue, d.task_id, d.number from unnest($1::text[]) as q (queue),"
-            " lateral dispatch_v2(q.queue, $2, $3) as d order by d.turn",
+            "select q.queue, d.task_id, d.number, d.turn from unnest($1::text[]) as q (queue),"
+            " lateral dispatch_v3(q.queue, $2, $3) as d order by d.turn",
             [queue.value for queue in queues],
             window,
             per_tenant,
         )
-        return _by_queue(rows)
+        found: dict[Queue, list[Wakeup]] = {}
+        for row in rows:
+            found.setdefault(Queue(row["queue"]), []).append(Wakeup(row["task_id"], row["number"], row["turn"]))
+        return found
 
     async def wake_relay(self) -> None:
         """Tells the relay at commit that there is something to dispatch or to publish."""
@@ -63,7 +66,7 @@ class LedgerRepository:
         them goes back to the queue untouched.
         """
         rows = await self._conn.fetch(
-            "select * from claim_v2($1, $2, $3, $4, $5, $6)",
+            "select * from claim_v3($1, $2, $3, $4, $5, $6)",
             [wakeup.task_id for wakeup in delivered],
             [wakeup.number for wakeup in delivered],
             worker,

@@ -27,8 +27,10 @@ from internal.repositories.lexicon import LexiconRepository
 from internal.repositories.messages import MessageRepository
 from internal.repositories.notices import NoticeRepository
 from internal.repositories.outbox import OutboxRepository
+from internal.repositories.room import RoomRepository
 from internal.repositories.search import Found, search
 from internal.repositories.spaces import find_space
+from internal.repositories.standings import StandingRepository
 from internal.repositories.task_batches import TaskBatchRepository
 from internal.repositories.tasks import TaskRepository
 from internal.repositories.uploads import UploadRepository
@@ -116,6 +118,16 @@ class Tx:
     def tasks(self) -> TaskRepository:
         """Work that outlasts a request, and the writes of a lease's holder."""
         return TaskRepository(self._conn, self._ctx, self._tasks)
+
+    @cached_property
+    def room(self) -> RoomRepository:
+        """How much the tenant may still add to the queues."""
+        return RoomRepository(self._conn, self._ctx, self._tasks)
+
+    @cached_property
+    def standings(self) -> StandingRepository:
+        """Where a queued task stands among all."""
+        return StandingRepository(self._conn)
 
     @cached_property
     def task_batches(self) -> TaskBatchRepository:

@@ -21,13 +21,12 @@ from internal.entities.tasks import (
     check_transition,
 )
 from internal.repositories.outbox import OutboxRepository
-from internal.repositories.rows import sure
+from internal.repositories.room import RoomRepository
 from internal.repositories.task_rows import ANEW, NARROWED, TASK, VISIBLE, attempt_of, conditions, task_of
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
 CHANNEL = "dreamhub_tasks"
-QUEUE_FULL_SECONDS = 30.0
 
 
 class TaskRepository:
@@ -40,17 +39,13 @@ class TaskRepository:
 
     async def add(self, new: NewTask) -> Task:
         """Queues a task of the context's user and wakes the relay at commit. Raises QUEUE_FULL at the tenant's cap."""
-        if new.bounded and await self.unfinished() >= self._policy.queue_depth:
-            raise AppError(
-                Code.QUEUE_FULL,
-                f"{self._policy.queue_depth} tasks of this tenant are waiting already; try again when some are done.",
-                retry_after=QUEUE_FULL_SECONDS,
-            )
+        if new.bounded:
+            await RoomRepository(self._conn, self._ctx, self._policy).require()
         task_id = new_id()
         await self._conn.execute(
             "with task as (insert into tasks (tenant_id, id, kind, version, queue, priority, user_id, role, request_id,"
-            " trace_id, document_id, content_id, payload, max_retries)"
-            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14))"
+            " trace_id, document_id, content_id, payload, max_retries, size)"
+            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14, $15))"
             " select pg_notify('dreamhub_tasks', '')",
             self._ctx.tenant_id,
             task_id,
@@ -66,12 +61,9 @@ class TaskRepository:
             new.content_id,
             _json(new.payload),
             self._policy.max_retries,
+            new.size,
         )
         return await self.get(task_id)
-
-    async def unfinished(self) -> int:
-        """How many of the tenant's tasks are queued or running, the invisible ones too; counts up to the cap."""
-        return sure(await self._conn.fetchval("select unfinished_v1($1)", self._policy.queue_depth))
 
     async def find(self, task_id: UUID) -> Task | None:
         """The task, or None when there is none that the context's user may see."""

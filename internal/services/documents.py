@@ -34,13 +34,16 @@ from pkg.ctxutil import Context, Role
 
 MEGABYTE = 1024 * 1024
 QUEUES = {"high": Queue.HIGH_PRIORITY, "normal": Queue.DEFAULT, "batch": Queue.BATCH}
+BULK_FILES = 100
+"""Who has so many unfinished files in the default queue imports in bulk: what they upload meanwhile, without a priority
+of its own, goes to the batch queue."""
 
 
 class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What came with a file. `priority` is high, normal or batch."""
+    """What came with a file. `priority` is high, normal or batch; None: normal, or batch in a bulk import."""
 
     filename: str
-    priority: str = "normal"
+    priority: str | None = None
     tags: list[str] = []
     collection: str | None = None
     visibility: Visibility = Visibility.TENANT
@@ -152,16 +155,16 @@ class DocumentService:
                 tags=request.tags,
             )
         )
-        return await self._queue_reading(tx, stored.id, document_id, request)
+        return await self._queue_reading(tx, stored, document_id, request)
 
     async def _queue_reading(
-        self, tx: Tx, content_id: UUID, document_id: UUID | None, request: UploadRequest
+        self, tx: Tx, content: Content, document_id: UUID | None, request: UploadRequest
     ) -> UploadResult:
         if document_id is None:
             # The same user sent the same bytes at the same moment, and the other request came first.
-            return await self._existing(tx, content_id)
-        task = await tx.tasks.add(reading(document_id, content_id, request.priority))
-        await tx.outbox.add(FileUploaded(document_id=document_id, content_id=content_id, task_id=task.id))
+            return await self._existing(tx, content.id)
+        task = await tx.tasks.add(await reading(tx, document_id, content.id, request.priority, size=content.size))
+        await tx.outbox.add(FileUploaded(document_id=document_id, content_id=content.id, task_id=task.id))
         return UploadResult(await tx.documents.get(document_id), task, duplicate=False)
 
     async def _find_duplicate(self, ctx: Context, sha256: bytes) -> UploadResult | None:
@@ -257,15 +260,19 @@ class DocumentService:
             return await tx.documents.list(limit=limit, before=before, narrow=narrow)
 
 
-def reading(document_id: UUID, content_id: UUID, priority: str) -> NewTask:
-    """The task that reads a document's content."""
+async def reading(tx: Tx, document_id: UUID, content_id: UUID, priority: str | None, *, size: int) -> NewTask:
+    """The task that reads a document's content. Without a priority it is normal, and batch in a bulk import."""
+    queue = QUEUES[priority or "normal"]
+    if priority is None and await tx.room.unfinished_of_user(queue, BULK_FILES) >= BULK_FILES:
+        queue = Queue.BATCH
     return NewTask(
         kind="ingest_content",
         version=1,
-        queue=QUEUES[priority],
+        queue=queue,
         priority=1 if priority == "high" else 0,
         document_id=document_id,
         content_id=content_id,
+        size=size,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hmac
 import re
+from uuid import UUID
 
 from internal.entities.identity import Member, NewTenant, Tenant, Visitor
 from internal.repositories.store import Store
@@ -32,8 +33,7 @@ class TenantService:
 
         Without `owner_password` one is made and shown once. Raises AUTH_INVALID_TOKEN.
         """
-        if not hmac.compare_digest(credential.encode("utf-8", "surrogatepass"), self._platform_token):
-            raise AppError(Code.AUTH_INVALID_TOKEN, "Tenants are made with the platform token (AUTH__PLATFORM_TOKEN).")
+        self._require_platform(credential)
         password = owner_password or new_password()
         check_password(password)
         key = new_key()
@@ -55,6 +55,18 @@ class TenantService:
             owner_email=email,
             owner_password=None if owner_password else password,
         )
+
+    async def set_queue_weight(self, visitor: Visitor, credential: str, tenant_id: UUID, weight: int) -> Tenant:
+        """Gives a tenant `weight` turns where others get one. Raises AUTH_INVALID_TOKEN, TENANT_NOT_FOUND."""
+        self._require_platform(credential)
+        async with self._store.directory() as directory:
+            tenant = await directory.set_queue_weight(tenant_id, weight)
+        self._log.info("queue weight set", tenant=str(tenant_id), weight=weight, address=visitor.address)
+        return tenant
+
+    def _require_platform(self, credential: str) -> None:
+        if not hmac.compare_digest(credential.encode("utf-8", "surrogatepass"), self._platform_token):
+            raise AppError(Code.AUTH_INVALID_TOKEN, "This is done with the platform token (AUTH__PLATFORM_TOKEN).")
 
     async def me(self, ctx: Context) -> tuple[Tenant, Member]:
         """The context's tenant and user."""

@@ -55,7 +55,7 @@ class VersionService:
             await tx.versions.lock(document_id)
             document = await _changeable(tx, ctx, document_id)
             return await _duplicate(tx, document, stored.sha256) or await self._add(
-                tx, document, stored.id, request.filename, request.priority
+                tx, document, stored.id, request.filename, request.priority, size=stored.size
             )
 
         return await self._documents.take_in(ctx, chunks, describe, known=known, write=write)
@@ -69,12 +69,14 @@ class VersionService:
             document = await tx.documents.get(document_id)
             version = await tx.versions.get(document_id, number)  # it may have been forgotten meanwhile
             return await _duplicate(tx, document, version.sha256) or await self._add(
-                tx, document, version.content_id, version.filename, "normal"
+                tx, document, version.content_id, version.filename, "normal", size=version.size
             )
 
-    async def _add(self, tx: Tx, document: Document, content_id: UUID, filename: str, priority: str) -> UploadResult:
+    async def _add(
+        self, tx: Tx, document: Document, content_id: UUID, filename: str, priority: str | None, *, size: int
+    ) -> UploadResult:
         await tx.versions.begin(document)
-        task = await tx.tasks.add(reading(document.id, content_id, priority))
+        task = await tx.tasks.add(await reading(tx, document.id, content_id, priority, size=size))
         await tx.versions.add(document.id, content_id, filename, task.id)
         for forgotten in await tx.versions.trim(document.id, self._keep):
             await tx.tasks.add(purging(forgotten))

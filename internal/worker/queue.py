@@ -18,11 +18,12 @@ from internal.entities.events import PublishedEvent
 from internal.entities.tasks import Queue, Wakeup
 from internal.repositories.broadcasts import events_channel
 from internal.repositories.cache import reachable
+from internal.repositories.workers import WorkerRegistry
 from pkg import logger
 
 FUNCTION = "run_task"
 DAY_SECONDS = 86_400
-WORKERS_KEY = "dreamhub:workers"
+TURN_MS = 60_000
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
 
@@ -37,11 +38,17 @@ class TaskQueue:
         self._redis = ArqRedis.from_url(
             url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=ANSWER_SECONDS, health_check_interval=30
         )
+        self.workers = WorkerRegistry(self._redis)
         self._redis.job_serializer = _dumps
         self._redis.job_deserializer = _loads
 
     async def enqueue(self, queue: Queue, wakeups: Sequence[Wakeup]) -> None:
-        """Puts wake-ups into Redis in this order, in one round trip, and drops what earlier numbers left there."""
+        """Puts wake-ups into Redis, in one round trip, and drops what earlier numbers left there.
+
+        A tenant's first turn passes what lies there of others' later turns, for a minute a turn: nobody's single task
+        stands behind another's share of the window, and nobody's share waits for ever. To arq's own worker a score in
+        the future would be a delay; ours pops the lowest.
+        """
         if not wakeups:
             return
         now = time.time_ns() // 1_000_000
@@ -54,8 +61,8 @@ class TaskQueue:
                     pipe.delete(job_key_prefix + earlier)
                 job = serialize_job(FUNCTION, (str(wakeup.task_id), wakeup.number), {}, None, now, serializer=_dumps)
                 pipe.psetex(job_key_prefix + wakeup.job_id, DAY_SECONDS * 1000, job)
-                # A fraction of a millisecond keeps the order of the batch; a score in the future would be a delay.
-                pipe.zadd(name, {wakeup.job_id: now - 1 + place / len(wakeups)})
+                # A fraction of a millisecond keeps the order of the batch.
+                pipe.zadd(name, {wakeup.job_id: now + wakeup.turn * TURN_MS + place / len(wakeups)})
             await pipe.execute()
 
     async def missing(self, queue: Queue, wakeups: Sequence[Wakeup]) -> list[Wakeup]:
@@ -72,24 +79,6 @@ class TaskQueue:
             for event in events:
                 pipe.publish(events_channel(event.tenant_id), msgspec.json.encode(event))
             await pipe.execute()
-
-    async def beat(self, worker: str, alive_seconds: float) -> None:
-        """Tells that a worker lives; it is forgotten after so long without a beat."""
-        now = time.time()
-        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(WORKERS_KEY, {worker: now + alive_seconds})
-            pipe.zremrangebyscore(WORKERS_KEY, "-inf", now)
-            await pipe.execute()
-
-    async def leave(self, worker: str) -> None:
-        """Forgets a worker that has stopped."""
-        async with reachable():
-            await self._redis.zrem(WORKERS_KEY, worker)
-
-    async def workers(self) -> int:
-        """How many workers live."""
-        async with reachable():
-            return await self._redis.zcount(WORKERS_KEY, time.time(), "+inf")
 
     async def ping(self) -> None:
         """Asks whether Redis answers."""

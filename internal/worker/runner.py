@@ -4,17 +4,20 @@ import asyncio
 import os
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
 
 from internal.entities.tasks import Ending, Lease, Outcome, Queue, TaskStatus, Wakeup
+from internal.entities.waiting import WorkerReport
 from internal.repositories.store import Store
 from internal.worker.claims import Claim, Claims, Settlement
 from internal.worker.endings import CANCELLED, RELEASED, ending_of
 from internal.worker.jobs import Jobs
 from internal.worker.queue import Consumer, TaskQueue
+from internal.worker.stopwatch import Stopwatch
 from pkg import failpoints, logger
 from pkg.apperr import TRANSIENT, AppError, Code
 from pkg.config import Settings
@@ -76,6 +79,7 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._log = logger.get("worker").bind(worker=self.name)
         self._claims = Claims(store, worker=self.name, lease_seconds=self._lease_seconds, versions=jobs.versions)
+        self._stopwatch = Stopwatch()
         self._attempts: set[_Attempt] = set()
         self._stopping = asyncio.Event()
         self._freed = asyncio.Event()
@@ -128,14 +132,22 @@ class Worker:
         """Keeps this worker counted among the living, for metrics and readiness."""
         while True:
             try:
-                await self._queue.beat(self.name, ALIVE_SECONDS)
+                await self._queue.workers.beat(self._told(), ALIVE_SECONDS)
             except AppError as error:
                 self._log.debug("not counted", code=error.code.value)
             await asyncio.sleep(BEAT_SECONDS)
 
+    def _told(self) -> WorkerReport:
+        return WorkerReport(
+            name=self.name,
+            queues=list(self._queues),
+            slots=self._settings.concurrency,
+            services=self._stopwatch.services(),
+        )
+
     async def _leave(self) -> None:
         try:
-            await self._queue.leave(self.name)
+            await self._queue.workers.leave(self.name)
         except AppError as error:
             self._log.debug("still counted for a while", code=error.code.value)
 
@@ -161,6 +173,7 @@ class Worker:
 
     async def _carry_out(self, claim: Claim) -> None:
         lease, task = claim.lease, claim.lease.task
+        began = time.monotonic()
         ctx = Context(
             tenant_id=task.tenant_id,
             user_id=task.user_id,
@@ -180,6 +193,8 @@ class Worker:
             try:
                 await asyncio.wait({attempt.job})
                 ending = self._ending(attempt, attempt.job)
+                if ending is not None and ending.status is TaskStatus.SUCCEEDED:
+                    self._stopwatch.note(task, time.monotonic() - began)
                 if ending is not None:
                     await failpoints.hit("worker.before_ending")
                     await self._settle(attempt, ending)

@@ -113,6 +113,7 @@ PARTS = (
         usual=("--rows", "10000", "--rounds", "7"),
     ),
     Part("dispatch", ("--rounds", "1"), read_dispatch),
+    Part("queue", ("--quick",), read_lines),
     Part("upload", ("--pages", "60"), read_upload, _urls),
     Part("models", None, read_models),
 )

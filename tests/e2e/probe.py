@@ -84,6 +84,7 @@ HARMLESS: dict[str, Any] = {
     "priority": "normal",
     "query": "lighthouse",
     "queue": "default",
+    "queue_weight": 1,
     "rating": 1,
     "role": "viewer",
     "source_type": "document",

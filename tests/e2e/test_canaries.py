@@ -26,7 +26,8 @@ MODES = ("hybrid", "vector", "keyword")
 PASSWORD = "correct horse battery"
 # Keys of no tenant: wake-ups by task id, live workers, and failed sign-ins by a hash.
 GLOBAL_KEY = re.compile(
-    r"arq:(job:[0-9a-f-]{36}:\d+|high_priority|default|batch|learning)|dreamhub:workers|v:[a-z-]+:[0-9a-f]{64}"
+    r"arq:(job:[0-9a-f-]{36}:\d+|high_priority|default|batch|learning)"
+    r"|dreamhub:workers?(:[^ ]+)?|v:[a-z-]+:[0-9a-f]{64}"
 )
 TENANT_KEY = re.compile(r"t:[0-9a-f-]{36}:[a-z-]+:[0-9a-f]{64}")
 CHANNEL = re.compile(r"t:[0-9a-f-]{36}:events")

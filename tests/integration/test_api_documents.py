@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from dreamhub.embedded import free_port
+from internal.services import documents as documents_service
 from tests.integration.api import JWT_SECRET, PLATFORM_TOKEN, Running, is_problem, served_on
 from tests.servers import Database, Servers
 
@@ -380,6 +381,34 @@ async def test_tasks_are_cancelled_and_tried_again_by_a_filter(client: httpx.Asy
     assert document["status"] == "cancelled"
     again = await client.post("/api/v1/tasks/retry", json={"status": "cancelled", **one})
     assert (again.status_code, again.json()) == (202, {"retried": 1, "more": False})
+
+
+async def test_a_bulk_import_goes_to_batch_by_itself(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents_service, "BULK_FILES", 1)
+
+    async def queue_of(data: bytes, **fields: str) -> str:
+        made = (await upload(client, data, **fields)).json()
+        return (await client.get(f"/api/v1/tasks/{made['task_id']}")).json()["queue"]
+
+    await queue_of(b"the first of many", priority="normal")
+    assert await queue_of(b"the second of many") == "batch"
+    assert await queue_of(b"the third of many", priority="normal") == "default"
+
+
+async def test_the_platform_sets_a_tenants_weight(api: Running, client: httpx.AsyncClient) -> None:
+    tenant = (await client.get("/api/v1/me")).json()["tenant"]
+    path = f"/api/v1/tenants/{tenant['id']}"
+    async with api.client(PLATFORM_TOKEN) as platform:
+        answer = await platform.patch(path, json={"queue_weight": 5})
+        assert (answer.status_code, answer.json()) == (200, {**tenant, "queue_weight": 5})
+        for wrong in ({"queue_weight": 0}, {"queue_weight": 101}, {}):
+            is_problem(await platform.patch(path, json=wrong), 400, "request.invalid")
+        for unknown in ("nope", "01900000-0000-7000-8000-000000000000"):
+            answer = await platform.patch(f"/api/v1/tenants/{unknown}", json={"queue_weight": 5})
+            is_problem(answer, 404, "tenant.not_found")
+    is_problem(await client.patch(path, json={"queue_weight": 5}), 401, "auth.invalid_token")
 
 
 @pytest.mark.parametrize(

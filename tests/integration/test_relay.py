@@ -10,7 +10,7 @@ from arq.connections import ArqRedis
 
 from internal.entities.events import DocumentReady
 from internal.entities.ids import new_id
-from internal.entities.tasks import Lease, Queue, TaskStatus
+from internal.entities.tasks import Lease, Queue, TaskStatus, Wakeup
 from internal.repositories.broadcasts import events_channel
 from internal.repositories.wakeup import NewsLine
 from pkg.apperr import AppError, Code
@@ -86,6 +86,77 @@ async def test_the_window_and_each_tenants_share_of_it_are_kept(ledger: Ledger) 
         assert await tx.ledger.dispatch([Queue.DEFAULT], window=16, per_tenant=4) == {}
         more = await tx.ledger.dispatch([Queue.DEFAULT], window=100, per_tenant=4)
         assert len(more[Queue.DEFAULT]) == 8
+
+
+async def test_a_tenants_weight_is_its_share(ledger: Ledger) -> None:
+    light, heavy = await ledger.tenant(), await ledger.tenant()
+    await ledger.inspector.execute("update tenants set queue_weight = 3 where id = $1", heavy.tenant_id)
+    for ctx in (light, heavy):
+        await ledger.add(ctx, count=30)
+    async with ledger.relay_store.system("test") as tx:
+        await tx.ledger.dispatch([Queue.DEFAULT], window=12, per_tenant=10)
+        await tx.ledger.dispatch([Queue.DEFAULT], window=16, per_tenant=10)
+    rows = await ledger.inspector.fetch(
+        "select tenant_id, count(*) as n from tasks where dispatched_at is not null group by tenant_id"
+    )
+    assert {row["tenant_id"]: row["n"] for row in rows} == {light.tenant_id: 4, heavy.tenant_id: 12}
+
+
+async def test_a_first_turn_passes_what_lies_in_redis(ledger: Ledger) -> None:
+    """Whoever waits alone isn't behind the share of the window that another has."""
+    crowd, single = await ledger.tenant(), await ledger.tenant()
+    await ledger.add(crowd, count=10)
+    popped: list[Wakeup] = []
+
+    async def note(wakeup: Wakeup) -> None:
+        popped.append(wakeup)
+
+    async def dispatch() -> None:
+        async with ledger.relay_store.system("test") as tx:
+            picked = await tx.ledger.dispatch([Queue.DEFAULT], window=16, per_tenant=4)
+        await ledger.queue.enqueue(Queue.DEFAULT, picked[Queue.DEFAULT])
+
+    await dispatch()
+    [task] = await ledger.add(single)
+    await dispatch()
+    consumer = ledger.queue.consumer([Queue.DEFAULT], slots=2, receive=note)
+    await consumer.poll()
+    await consumer.drain(5)
+    assert task.id in {wakeup.task_id for wakeup in popped}
+
+
+async def test_held_tasks_arent_walked_over(ledger: Ledger) -> None:
+    """Thousands that wait for a model which is down must not slow each dispatch: the index is asked for due ones."""
+    ctx, other = await ledger.tenant(), await ledger.tenant()
+    await ledger.add(ctx)
+    await ledger.inspector.execute(
+        "insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id, max_retries,"
+        " due_at) select $1, gen_random_uuid(), 'note', 1, 'default', $2, 'owner', '', '', 5, now() + interval '1 hour'"
+        " from generate_series(1, 5000)",
+        ctx.tenant_id,
+        ctx.user_id,
+    )
+    [urgent] = await ledger.add(ctx, priority=1)
+    await ledger.add(other)
+
+    async def entries() -> int:
+        return await ledger.inspector.fetchval(
+            "select idx_tup_read from pg_stat_all_indexes where indexrelname = 'tasks_waiting'"
+        )
+
+    await ledger.inspector.execute("select pg_stat_force_next_flush()")
+    before = await entries()
+    async with ledger.relay_store.system("test") as tx:
+        picked = await tx.ledger.dispatch([Queue.DEFAULT], window=16, per_tenant=4)
+        await tx._conn.execute("select pg_stat_force_next_flush()")
+    assert picked[Queue.DEFAULT][0].task_id == urgent.id or len(picked[Queue.DEFAULT]) == 3
+    assert len(picked[Queue.DEFAULT]) == 3
+
+    async def counted() -> bool:
+        return await entries() > before
+
+    await eventually(counted)
+    assert await entries() - before < 200
 
 
 async def test_urgent_tasks_of_a_tenant_go_first(ledger: Ledger) -> None:

@@ -249,6 +249,61 @@ async def test_a_full_queue_refuses_new_work_but_not_removals(ledger: Ledger) ->
         await narrow.close()
 
 
+async def test_uploads_at_the_same_moment_dont_exceed_the_cap(ledger: Ledger) -> None:
+    ctx = await ledger.tenant()
+    narrow = await open_store(ledger.database.app, tasks=TaskPolicy(queue_depth=5))
+
+    async def upload() -> bool:
+        try:
+            async with narrow.tenant(ctx) as tx:
+                await tx.tasks.add(NewTask(kind="note", version=1))
+                await asyncio.sleep(0.01)
+        except AppError as error:
+            return error.code is not Code.QUEUE_FULL
+        return True
+
+    try:
+        assert sum(await asyncio.gather(*(upload() for _ in range(20)))) == 5
+    finally:
+        await narrow.close()
+    assert await ledger.unfinished() == 5
+
+
+async def test_a_full_queue_tells_when_there_is_room(ledger: Ledger) -> None:
+    """Thirty tasks ended in the last minute: room for one in two seconds, and after two others in six."""
+    ctx = await ledger.tenant()
+    await ledger.add(ctx, count=6)
+    await ledger.inspector.execute(
+        "insert into outbox (tenant_id, id, kind, position, created_at)"
+        " select $1, gen_random_uuid(), case n % 2 when 0 then 'task.finished' else 'document.ready' end, n,"
+        " now() - interval '1 second' * (61 - n) from generate_series(1, 60) n",
+        ctx.tenant_id,
+    )
+    for cap, low, high in ((6, 1.5, 5), (4, 5, 15)):
+        narrow = await open_store(ledger.database.app, tasks=TaskPolicy(queue_depth=cap))
+        try:
+            async with narrow.tenant(ctx) as tx:
+                with pytest.raises(AppError) as full:
+                    await tx.tasks.add(NewTask(kind="note", version=1))
+        finally:
+            await narrow.close()
+        assert full.value.retry_after is not None
+        assert low <= full.value.retry_after <= high
+
+
+async def test_work_for_newer_workers_rests_longer_each_time(ledger: Ledger) -> None:
+    ctx = await ledger.tenant()
+    [task] = await ledger.add(ctx, "from_the_future")
+    for at_least in (4, 9, 19, 39, 58, 58):
+        assert await claim(ledger) == []
+        rests = await ledger.inspector.fetchval("select extract(epoch from due_at - clock_timestamp()) from tasks")
+        assert at_least - 3 <= rests <= 60
+        assert rests >= at_least / 2
+        await ledger.inspector.execute("update tasks set due_at = now()")
+    found = await ledger.get(ctx, task.id)
+    assert (found.status, found.attempts, found.retry_count) == (TaskStatus.QUEUED, 0, 0)
+
+
 async def test_deleting_a_document_cancels_what_is_still_to_be_done(ledger: Ledger) -> None:
     ctx = await ledger.tenant()
     found = await document(ledger, ctx, "tenant")

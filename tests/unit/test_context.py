@@ -18,12 +18,14 @@ WITHOUT_CONTEXT = {
     "sessions.py:SessionService.refresh",
     "sessions.py:SessionService.sign_out",
     "tenants.py:TenantService.add",
+    "tenants.py:TenantService.set_queue_weight",
 }
 DIRECTORY_CALLERS = {
     "services/authentication.py:Authenticator._find_key",
     "services/authentication.py:Authenticator._find_member",
     "services/sessions.py:SessionService.sign_in",
     "services/tenants.py:TenantService.add",
+    "services/tenants.py:TenantService.set_queue_weight",
 }
 SYSTEM_CALLERS = {
     "worker/claims.py:Claims._end",

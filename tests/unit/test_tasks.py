@@ -10,6 +10,7 @@ import pytest
 from internal.entities.events import TaskFinished
 from internal.entities.ids import new_id
 from internal.entities.tasks import Outcome, Queue, Task, TaskKind, TaskStatus, check_transition
+from internal.entities.waiting import ROOM_LONGEST, ROOM_SHORTEST, ROOM_UNKNOWN_SECONDS, room_seconds
 from internal.worker.batching import Batched
 from internal.worker.cron import Chore, Schedule
 from internal.worker.endings import HOLD_CAP_SECONDS, ending_of
@@ -83,6 +84,21 @@ def test_other_errors_double_their_backoff_and_then_die() -> None:
     assert 1 <= delays[0] <= 2 <= delays[1] <= 4
     dead = ending_of(ValueError(), task(retry_count=2), base_seconds=2)
     assert (dead.status, dead.used_try) == (TaskStatus.DEAD, False)
+
+
+@pytest.mark.parametrize(
+    ("excess", "ended", "seconds", "expected"),
+    [
+        (0, 30, 60, 2),
+        (5, 30, 60, 12),
+        (0, 600, 60, ROOM_SHORTEST),
+        (0, 1, 600, ROOM_LONGEST),
+        (0, 0, 0, ROOM_UNKNOWN_SECONDS),
+        (-3, 30, 60, 2),
+    ],
+)
+def test_room_comes_as_fast_as_tasks_end(excess: int, ended: int, seconds: float, expected: float) -> None:
+    assert room_seconds(excess, ended=ended, seconds=seconds) == expected
 
 
 def test_what_a_library_says_isnt_shown_and_nul_is_taken_out() -> None:
