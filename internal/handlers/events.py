@@ -1,7 +1,7 @@
 """/api/v1/events: what happens in the tenant, over a WebSocket or as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
@@ -27,6 +27,7 @@ from pkg.ctxutil import Context, Role
 LAST_POSITION = 2**63 - 1
 RECONNECT_MS = 1000
 """A client that was told so comes back after this long, and finds another server or the new one."""
+PART_BYTES = 16 * 1024
 PASSED_OVER_SECONDS = 0.1
 """Between two messages of a client: what it says in vain is read so slowly that it costs nothing."""
 
@@ -127,7 +128,8 @@ async def _server_sent(events: EventService, reader: Reader, after: int | None) 
     try:
         async with aclosing(events.messages(reader, after)) as batches:
             async for batch in batches:
-                yield b"".join(map(_unnamed, batch))
+                for part in _parts(batch):
+                    yield part
     except AppError as error:
         if error.code is Code.SERVER_STOPPING:
             yield b"retry: %d\n" % RECONNECT_MS + event("bye", {"retry_ms": RECONNECT_MS})
@@ -136,6 +138,18 @@ async def _server_sent(events: EventService, reader: Reader, after: int | None) 
     except Exception as error:  # noqa: BLE001 - told without a word of it, and logged with its stack
         logger.get("http").error("a stream of events failed", exc_info=error)
         yield event("error", body_of(_broken()))
+
+
+def _parts(batch: list[Message]) -> Generator[bytes]:
+    """Few writes, yet none so large that a reader who has stopped reading costs much: this is a copy for it alone."""
+    part = bytearray()
+    for message in batch:
+        part += _unnamed(message)
+        if len(part) >= PART_BYTES:
+            yield bytes(part)
+            part.clear()
+    if part:
+        yield bytes(part)
 
 
 def _unnamed(message: Message) -> bytes:
