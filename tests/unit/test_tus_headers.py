@@ -36,7 +36,7 @@ def test_a_key_may_have_no_value_and_blanks_may_stand_around():
 
 def test_what_is_missing_is_what_a_form_would_have():
     request = read_request(f"filename {encoded('报告.pdf')},filetype {encoded('text/html')},tags {encoded('a,, b')}")
-    assert (request.filename, request.tags, request.priority) == ("报告.pdf", ["a", " b"], "normal")
+    assert (request.filename, request.tags, request.priority) == ("报告.pdf", ["a", " b"], None)
     assert (request.collection, request.visibility) == (None, Visibility.TENANT)
 
 
