@@ -16,7 +16,7 @@ from pkg.apperr import AppError
 from pkg.ctxutil import Context
 from pkg.resilience import CircuitBreaker, backoff
 
-LISTEN_SECONDS = 0.25
+LISTEN_SECONDS = 0.05
 """How long a new tenant may wait to be listened to; until then its readers are served by polling."""
 
 Heard = Callable[[UUID, UUID | None], None]
