@@ -17,6 +17,7 @@ from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import LocalEmbeddings
 from internal.providers.ocr import LocalOcr
+from internal.repositories.broadcasts import Megaphone
 from internal.services.embedder import Embedder
 from internal.services.ingest import IngestService
 from pkg import config
@@ -54,14 +55,15 @@ async def muted() -> AsyncGenerator[Mute]:
 
 
 @asynccontextmanager
-async def reading(ledger: Ledger, folder: Path, models: Mute) -> AsyncGenerator[IngestService]:
+async def reading(ledger: Ledger, folder: Path, models: Mute, redis_url: str) -> AsyncGenerator[IngestService]:
     sandbox, ocr = Sandbox(config.Limits()), LocalOcr(models.url)
-    embeddings = LocalEmbeddings(models.url, SPACE)
+    embeddings, megaphone = LocalEmbeddings(models.url, SPACE), Megaphone(redis_url)
     blobs = open_blobs(config.Blobs(url=(folder / "blobs").as_uri()))
     try:
-        yield IngestService(ledger.worker_store, blobs, sandbox, ocr, Embedder(embeddings), workdir=folder)
+        embedder = Embedder(embeddings)
+        yield IngestService(ledger.worker_store, blobs, sandbox, ocr, embedder, megaphone, workdir=folder)
     finally:
-        for part in (sandbox, ocr, embeddings):
+        for part in (sandbox, ocr, embeddings, megaphone):
             await part.close()
 
 
@@ -103,7 +105,7 @@ async def test_a_reading_that_waits_for_a_model_is_cancelled(
 ) -> None:
     async with open_ledger(database, redis_url) as ledger, muted() as models:
         ctx = await ledger.tenant()
-        async with reading(ledger, tmp_path, models) as ingest, ledger.relay():
+        async with reading(ledger, tmp_path, models, redis_url) as ingest, ledger.relay():
             task = await uploaded(ledger, ctx, tmp_path, *make(tmp_path))
             async with ledger.worker(ledger.jobs(ingest_content=ingest.ingest_content)):
                 await asyncio.wait_for(models.asked.wait(), 30)
