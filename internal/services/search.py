@@ -1,8 +1,11 @@
 """Finding passages: by meaning, by words, or by both."""
 
+import math
 import time
 
-from internal.entities.search import SearchMode, SearchRequest, SearchResult
+import msgspec
+
+from internal.entities.search import SearchHit, SearchMode, SearchRequest, SearchResult
 from internal.repositories.store import Store
 from internal.services.embedder import Embedder
 from internal.services.terms import TermAnalyser
@@ -36,4 +39,15 @@ class SearchService:
         )
         took = (time.perf_counter() - started) * 1000
         self._log.debug("searched", mode=request.mode.value, hits=len(found.hits), took_ms=round(took, 1))
-        return SearchResult(items=found.hits, took_ms=round(took, 3), coverage=found.coverage)
+        items = [_readable(hit) for hit in found.hits]
+        return SearchResult(items=items, took_ms=round(took, 3), coverage=found.coverage)
+
+
+def _readable(hit: SearchHit) -> SearchHit:
+    """A fused score says how far a passage is from the candidates' mean: 0 for a single one, negative for half of them.
+
+    The logistic function of it sorts alike and lies between 0 and 1, as readers of a score expect.
+    """
+    if hit.similarity is None or hit.keyword is None:
+        return hit
+    return msgspec.structs.replace(hit, score=1 / (1 + math.exp(-hit.score)))

@@ -47,6 +47,18 @@ async def test_a_search_finds_and_tells_how_long_it_took(service: SearchService,
         assert result.cache == "miss"
 
 
+async def test_scores_of_both_lanes_lie_between_none_and_one(service: SearchService, library: Library) -> None:
+    ctx = await library.tenant()
+    await library.add(ctx, ["refunds take thirty days"])
+    single = (await service.search(ctx, SearchRequest(query="refunds"))).items
+    assert [hit.score for hit in single] == [0.5]
+    await library.add(ctx, ["the weather", "a refund of fees", "ships"])
+    scores = [hit.score for hit in (await service.search(ctx, SearchRequest(query="refunds"))).items]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True)
+    assert 0 < scores[-1] < 0.5 < scores[0] < 1
+
+
 async def test_keyword_search_asks_no_model(service: SearchService, library: Library, fake: FakeOpenAI) -> None:
     ctx = await library.tenant()
     await library.add(ctx, ["refunds"])
