@@ -1,5 +1,6 @@
 """SQL of vectors: written in bulk under an unpublished generation, into the partitioned table of a space."""
 
+import struct
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +16,25 @@ Vectors = npt.NDArray[np.float32]
 STATEMENT_BYTES = 200_000
 """Of embeddings in one statement; the statements of a call go out together. A parameter of some megabytes costs the
 server three to five times as much a byte, because memory of that size is mapped and returned each time."""
+
+
+class _Encoded:
+    """A vector as it goes over the wire. pgvector's codec asks a vector for nothing but this."""
+
+    def __init__(self, binary: bytes) -> None:
+        self._binary = binary
+
+    def to_binary(self) -> bytes:
+        """Dimension and a zero as 16 bits each, then the numbers, all of them big-endian."""
+        return self._binary
+
+
+class _EncodedVector(_Encoded, Vector):
+    """A `vector`."""
+
+
+class _EncodedHalfVector(_Encoded, HalfVector):
+    """A `halfvec`."""
 
 
 class VectorRepository:
@@ -34,8 +54,7 @@ class VectorRepository:
         """
         if embeddings.shape != (len(chunk_ids), space.dim):
             raise ValueError(f"want {(len(chunk_ids), space.dim)} embeddings, got {embeddings.shape}")
-        # asyncpg would take an array of arrays apart; these it hands to pgvector's codec as they are.
-        wrap = Vector if space.storage == "vector" else HalfVector
+        encoded = _encoded(space, embeddings)
         rows = max(1, STATEMENT_BYTES // (4 * space.dim))
         await self._conn.executemany(
             f"insert into {space.table} (tenant_id, chunk_id, generation_id, source_type, embedding)"  # noqa: S608 - a name made by code
@@ -47,7 +66,7 @@ class VectorRepository:
                     generation_id,
                     source_type,
                     chunk_ids[start : start + rows],
-                    [wrap(row) for row in embeddings[start : start + rows]],
+                    encoded[start : start + rows],
                 )
                 for start in range(0, len(chunk_ids), rows)
             ],
@@ -77,3 +96,12 @@ class VectorRepository:
         )
         if partition is not None:
             await self._conn.execute(f"analyze {partition}")
+
+
+def _encoded(space: Space, embeddings: Vectors) -> list[_Encoded]:
+    """All rows turned round at once: one by one it takes a tenth of the time of a bulk write."""
+    single = space.storage == "vector"
+    kind, number = (_EncodedVector, ">f4") if single else (_EncodedHalfVector, ">f2")
+    data = embeddings.astype(number).tobytes()
+    head, width = struct.pack(">HH", space.dim, 0), len(data) // max(1, len(embeddings))
+    return [kind(head + data[start : start + width]) for start in range(0, len(data), width or 1)]
