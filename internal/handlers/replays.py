@@ -8,7 +8,7 @@ from litestar import Request, Response
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from internal.handlers.auth import context_of
-from internal.services.idempotency import IdempotencyService, Replay
+from internal.services.idempotency import IdempotencyService, Replay, check_key
 from pkg import logger
 from pkg.apperr import AppError
 from pkg.ctxutil import Context
@@ -31,18 +31,20 @@ class Replays:
         self._service = service
 
     async def before(self, request: Request[Any, Any, Any]) -> Response[bytes] | None:
-        """Answers at once what was answered before. Raises IDEMPOTENCY_CONFLICT, REQUEST_CONFLICT."""
+        """Answers at once what was answered before. Raises REQUEST_INVALID, IDEMPOTENCY_CONFLICT,
+        REQUEST_CONFLICT."""
         raw = _key(request.scope) if request.method == "POST" else None
         if raw is None or "auth" not in request.scope or _is_exempt(request.route_handler.opt):
             return None
+        key = check_key(raw.decode("latin-1"))
         if request.content_type[0] == "multipart/form-data":
-            request.scope[LATER] = self  # type: ignore[literal-required]  # ours, for `claim`
+            request.scope[LATER] = (self, key)  # type: ignore[literal-required]  # ours, for `claim`
             return None
-        return await self.begin(request, await request.body())
+        return await self.begin(request, key, await request.body())
 
-    async def begin(self, request: Request[Any, Any, Any], body: bytes) -> Response[bytes] | None:
+    async def begin(self, request: Request[Any, Any, Any], key: str, body: bytes) -> Response[bytes] | None:
         """The answer that this request got before; None when it is the first with its key."""
-        ctx, key = context_of(request.scope), (_key(request.scope) or b"").decode("latin-1")
+        ctx = context_of(request.scope)
         replay = await self._service.begin(ctx, key, _fingerprint(request, body))
         if replay is None:
             request.scope[PENDING] = (ctx, key)  # type: ignore[literal-required]  # ours, for `around`
@@ -94,8 +96,11 @@ async def claim(request: Request[Any, Any, Any], content: bytes) -> None:
 
     `content` stands for what the form says. Raises AnsweredBeforeError, IDEMPOTENCY_CONFLICT, REQUEST_CONFLICT.
     """
-    replays: Replays | None = request.scope.get(LATER)
-    if replays is not None and (response := await replays.begin(request, content)) is not None:
+    waiting: tuple[Replays, str] | None = request.scope.get(LATER)
+    if waiting is None:
+        return
+    replays, key = waiting
+    if (response := await replays.begin(request, key, content)) is not None:
         raise AnsweredBeforeError(response)
 
 

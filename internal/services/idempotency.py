@@ -22,6 +22,13 @@ class Replay(msgspec.Struct, frozen=True):
     body: bytes
 
 
+def check_key(key: str) -> str:
+    """The key. Raises REQUEST_INVALID."""
+    if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
+        raise AppError(Code.REQUEST_INVALID, f"Idempotency-Key has 1 to {MAX_KEY} printable characters.")
+    return key
+
+
 class IdempotencyService:
     """A key belongs to one user and one request for 24 hours. What failed is forgotten and may be tried again."""
 
@@ -34,8 +41,6 @@ class IdempotencyService:
         Raises IDEMPOTENCY_CONFLICT when the key was used for another request, REQUEST_CONFLICT when the first one
         takes longer than 10 s.
         """
-        if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
-            raise AppError(Code.REQUEST_INVALID, f"Idempotency-Key has 1 to {MAX_KEY} printable characters.")
         until = time.monotonic() + WAIT_SECONDS
         while True:
             async with self._store.tenant(ctx) as tx:

@@ -120,5 +120,9 @@ async def test_secrets_are_not_kept(client: httpx.AsyncClient, module_database: 
 
 @pytest.mark.parametrize("key", ["", "x" * 300, "a\tb"])
 async def test_strange_keys(client: httpx.AsyncClient, key: str) -> None:
-    answer = await client.post("/api/v1/conversations", json={}, headers={"Idempotency-Key": key})
+    headers = {"Idempotency-Key": key}
+    answer = await client.post("/api/v1/conversations", json={}, headers=headers)
+    is_problem(answer, 400, "request.invalid")
+    # Before the form is read, or its empty file would be the error.
+    answer = await client.post("/api/v1/documents", files={"file": ("empty.txt", b"")}, headers=headers)
     is_problem(answer, 400, "request.invalid")
