@@ -55,6 +55,7 @@ from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.terms import TermAnalyser
 from internal.services.uploads import UploadService
+from internal.services.usage import UsageService
 from internal.services.versions import VersionService
 from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
@@ -150,6 +151,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             forecasts=ForecastService(store, workers),
             searches=searches,
             chat=_open_chat(stack, settings, store, searches, embedder),
+            usage=UsageService(store),
             events=_open_events(stack, settings, store, authenticator),
             registry=telemetry.registry(),
             max_file_bytes=settings.limits.max_file_mb * MEGABYTE,

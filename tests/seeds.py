@@ -40,6 +40,14 @@ async def seed(conn: asyncpg.Connection) -> Seeded:
     await conn.execute("insert into term_frequencies (tenant_id, term, chunks) values ($1, 7, 2)", tenant)
     await _seed_conversation(conn, tenant, owner, canary)
     await _seed_upload(conn, tenant, owner, canary)
+    await conn.execute(
+        "insert into usage_entries (tenant_id, id, user_id, purpose, model, source_id, prompt_tokens,"
+        " completion_tokens, cost_usd, estimated) values ($1, $2, $3, 'chat', $4, $2, 1, 1, 0, false)",
+        tenant,
+        new_id(),
+        owner,
+        canary,
+    )
     return Seeded(tenant=tenant, owner=owner, member=member, shared=shared, private=private, canary=canary)
 
 

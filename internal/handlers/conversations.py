@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Literal, cast
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from internal.entities.conversations import (
     MessageStatus,
 )
 from internal.handlers.auth import access
+from internal.handlers.money import Usd, usd
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, page_of, read_cursor, read_id
 from internal.handlers.problems import body_of
 from internal.handlers.streams import event, event_stream
@@ -76,7 +76,7 @@ class UsageOut(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Decimal
+    cost_usd: Usd
     estimated: bool
 
 
@@ -218,7 +218,7 @@ def message_out(message: Message) -> MessageOut:
         role=message.role,
         content=message.content,
         citations=message.citations,
-        usage=UsageOut(usage.prompt_tokens, usage.completion_tokens, usage.cost_usd, usage.estimated),
+        usage=UsageOut(usage.prompt_tokens, usage.completion_tokens, usd(usage.cost_usd), usage.estimated),
         model=message.model,
         status=message.status,
         answered=message.answered,

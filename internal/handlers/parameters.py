@@ -32,6 +32,10 @@ def refuse_unknown_parameters(connection: "ASGIConnection[Any, Any, Any, Any]", 
 
 @lru_cache(256)
 def _declared(handler: BaseRouteHandler) -> frozenset[str]:
-    """The names in the handler's signature that are read from the query."""
+    """What the handler reads from the query, by the names that callers use."""
     parameters = handler.parsed_fn_signature.parameters
-    return frozenset(name for name, field in parameters.items() if isinstance(field.kwarg_definition, QueryParameter))
+    return frozenset(
+        field.kwarg_definition.name or name
+        for name, field in parameters.items()
+        if isinstance(field.kwarg_definition, QueryParameter)
+    )

@@ -21,6 +21,7 @@ from internal.handlers import (
     search,
     tasks,
     tus,
+    usage,
     versions,
 )
 from internal.handlers.auth import Admission, provide_context
@@ -49,6 +50,7 @@ from internal.services.sessions import SessionService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.uploads import UploadService
+from internal.services.usage import UsageService
 from internal.services.versions import VersionService
 
 ROUTES: tuple[ControllerRouterHandler, ...] = (
@@ -121,6 +123,8 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     conversations.list_messages,
     conversations.add_message,
     conversations.add_feedback,
+    # /api/v1/usage
+    usage.get_usage,
     # /api/v1/events
     events.follow_events,
     events.stream_events,
@@ -146,6 +150,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     forecasts: ForecastService
     searches: SearchService
     chat: ChatService
+    usage: UsageService
     events: EventService
     registry: CollectorRegistry
     max_file_bytes: int
@@ -168,6 +173,7 @@ PROVIDED = (
     "forecasts",
     "searches",
     "chat",
+    "usage",
     "events",
     "registry",
     "max_file_bytes",

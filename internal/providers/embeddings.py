@@ -14,6 +14,7 @@ import numpy.typing as npt
 import openai
 from openai import AsyncOpenAI
 
+from internal.entities.conversations import Usage
 from internal.entities.search import Space
 from internal.providers.retries import Retries
 from pkg.apperr import AppError, Code, SettingsError
@@ -36,6 +37,13 @@ REMOTE_AT_A_TIME = 4
 WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 
 
+class Embedded(msgspec.Struct, frozen=True):
+    """Unit vectors of shape (texts, dim), and the tokens that they took."""
+
+    vectors: Vectors
+    usage: Usage
+
+
 class EmbeddingProvider(Protocol):
     """Something that embeds texts into one space."""
 
@@ -44,8 +52,8 @@ class EmbeddingProvider(Protocol):
         """What the vectors mean, and the table that they belong to."""
         ...
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Vectors:
-        """Unit vectors of shape (len(texts), space.dim). `deadline` is a `time.monotonic()` value.
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Embedded:
+        """One vector a text, in its order. `deadline` is a `time.monotonic()` value.
 
         Raises MODEL_UNAVAILABLE, MODEL_REFUSED, MODEL_BAD_ANSWER.
         """
@@ -73,7 +81,7 @@ class _Endpoint:
         deadline: float | None,
         body: dict[str, str],
         headers: dict[str, str],
-    ) -> Vectors:
+    ) -> Embedded:
         """One request."""
 
         async def attempt(key: str) -> Any:
@@ -89,7 +97,7 @@ class _Endpoint:
         if deadline is not None:
             seconds = min(seconds, deadline - time.monotonic())
         answer = await self._retries.call(attempt, tries=ATTEMPTS[lane], seconds=seconds)
-        return _decode(answer, len(texts), self._space.dim)
+        return Embedded(_decode(answer, len(texts), self._space.dim), _usage(answer, texts))
 
     def _refusal(self, error: openai.APIStatusError) -> str:
         if isinstance(error, openai.NotFoundError):
@@ -120,7 +128,7 @@ class LocalEmbeddings:
         """The built-in model's."""
         return self._space
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Embedded:
         """In requests of 64 texts one after the other: the process fills its cores with one of them."""
         parts = [
             await self._endpoint.embed(
@@ -128,7 +136,7 @@ class LocalEmbeddings:
             )
             for start in range(0, len(texts), LOCAL_BATCH)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, self._space.dim), np.float32)
+        return _joined(parts, self._space.dim)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Counted by the model's own tokenizer."""
@@ -177,7 +185,7 @@ class OpenAIEmbeddings:
         """The configured model's."""
         return self._space
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Vectors:
+    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Embedded:
         """In batches bounded by count and tokens, up to four at a time; scaled to unit length."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -185,13 +193,13 @@ class OpenAIEmbeddings:
         except ExceptionGroup as failures:
             # The others were cancelled; what the first one says is what the caller can act on.
             raise failures.exceptions[0] from None
-        parts = [call.result() for call in calls]
-        return np.concatenate(parts) if parts else np.empty((0, self._space.dim), np.float32)
+        return _joined([call.result() for call in calls], self._space.dim)
 
-    async def _call(self, texts: Sequence[str], lane: Lane, deadline: float | None) -> Vectors:
+    async def _call(self, texts: Sequence[str], lane: Lane, deadline: float | None) -> Embedded:
         async with self._places:
-            vectors = await self._endpoint.embed(texts, lane, deadline, {}, {})
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            found = await self._endpoint.embed(texts, lane, deadline, {}, {})
+        lengths = np.linalg.norm(found.vectors, axis=1, keepdims=True)
+        return Embedded(found.vectors / np.maximum(lengths, 1e-12), found.usage)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Estimated: no endpoint counts, and no tokenizer is known for every model."""
@@ -224,6 +232,24 @@ def batches(texts: Sequence[str]) -> list[list[str]]:
         made[-1].append(text)
         room -= cost
     return made
+
+
+def _joined(parts: Sequence[Embedded], dim: int) -> Embedded:
+    """What several requests brought, as if it had been one."""
+    vectors = [part.vectors for part in parts] or [np.empty((0, dim), np.float32)]
+    usage = Usage(
+        prompt_tokens=sum(part.usage.prompt_tokens for part in parts),
+        estimated=any(part.usage.estimated for part in parts),
+    )
+    return Embedded(np.concatenate(vectors), usage)
+
+
+def _usage(answer: Any, texts: Sequence[str]) -> Usage:
+    """What the endpoint says that it counted; some say nothing, or nonsense."""
+    tokens = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
+    if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0:
+        return Usage(prompt_tokens=tokens)
+    return Usage(prompt_tokens=sum(map(estimate_tokens, texts)), estimated=True)
 
 
 def _decode(answer: Any, count: int, dim: int) -> Vectors:

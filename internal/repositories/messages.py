@@ -1,7 +1,6 @@
 """SQL of messages and their feedback, as far as the conversation is the context's user's."""
 
 from datetime import datetime
-from decimal import Decimal
 from uuid import UUID
 
 import asyncpg
@@ -113,7 +112,7 @@ def _message(row: asyncpg.Record) -> Message:
         usage=Usage(
             prompt_tokens=row["prompt_tokens"],
             completion_tokens=row["completion_tokens"],
-            cost_usd=Decimal(f"{row['cost_usd'].normalize():f}"),  # 0 and 10, not 0E-10 and 1E+1
+            cost_usd=row["cost_usd"],
             estimated=row["usage_estimated"],
         ),
         model=row["model"],

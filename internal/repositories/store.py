@@ -34,6 +34,7 @@ from internal.repositories.standings import StandingRepository
 from internal.repositories.task_batches import TaskBatchRepository
 from internal.repositories.tasks import TaskRepository
 from internal.repositories.uploads import UploadRepository
+from internal.repositories.usage import UsageRepository
 from internal.repositories.vectors import VectorRepository
 from internal.repositories.versions import VersionRepository
 from pkg import logger
@@ -143,6 +144,11 @@ class Tx:
     def uploads(self) -> UploadRepository:
         """Files that come in pieces."""
         return UploadRepository(self._conn, self._ctx)
+
+    @cached_property
+    def usage(self) -> UsageRepository:
+        """What model calls took, and what is kept."""
+        return UsageRepository(self._conn, self._ctx)
 
     @cached_property
     def outbox(self) -> OutboxRepository:

@@ -26,6 +26,7 @@ from internal.entities.conversations import (
     Usage,
 )
 from internal.entities.search import Filters, SearchHit, SearchRequest, SearchResult
+from internal.entities.usage import NewUsage, Purpose
 from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
 from internal.services.citations import AnswerText
@@ -253,19 +254,27 @@ class ChatService:
     async def _store_answer(
         self, ctx: Context, draft: "_Draft", status: MessageStatus, citations: "list[Citation]"
     ) -> Message:
-        async with self._store.tenant(ctx) as tx:
-            return await tx.messages.add(
-                draft.turn.conversation_id,
-                NewMessage(
-                    role="assistant",
-                    content=draft.text.text,
-                    citations=tuple(citations),
-                    usage=draft.usage(status),
-                    model=self._model.name,
-                    status=status,
-                    answered=not draft.absent,
-                ),
-            )
+        new = NewMessage(
+            role="assistant",
+            content=draft.text.text,
+            citations=tuple(citations),
+            usage=draft.usage(status),
+            model=self._model.name,
+            status=status,
+            answered=not draft.absent,
+        )
+        charged = draft.charged(status)
+        try:
+            async with self._store.tenant(ctx) as tx:
+                message = await tx.messages.add(draft.turn.conversation_id, new)
+                if charged is not None:
+                    await tx.usage.add(charged)
+                return message
+        except AppError as error:
+            if error.code is Code.CONVERSATION_NOT_FOUND and charged is not None:
+                async with self._store.tenant(ctx) as tx:
+                    await tx.usage.add(charged)
+            raise
 
     def _spawn(self, work: "Coroutine[Any, Any, T]") -> "asyncio.Task[T]":
         task = asyncio.create_task(work)
@@ -292,6 +301,17 @@ class _Draft:
         if status is MessageStatus.FAILED and not self._begun:
             return Usage()
         return self._usage or self._model.estimate(self.turn.prompt, self.text.text)
+
+    def charged(self, status: MessageStatus) -> NewUsage | None:
+        """For the ledger; None where no model was asked, or none answered."""
+        if not self.turn.prompt.passages or (status is MessageStatus.FAILED and not self._begun):
+            return None
+        return NewUsage(
+            purpose=Purpose.CHAT,
+            model=self._model.name,
+            source_id=self.turn.conversation_id,
+            usage=self.usage(status),
+        )
 
     def feed(self, piece: str | Usage) -> str:
         """What may be sent of it. The opening is held back until it is clear that it isn't NOT_IN_DOCUMENTS."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internal.entities.search import Space
-from internal.providers.embeddings import EmbeddingProvider, Lane
+from internal.providers.embeddings import Embedded, EmbeddingProvider, Lane
 from pkg.ctxutil import Context
 
 Vectors = npt.NDArray[np.float32]
@@ -31,9 +31,13 @@ class Embedder:
         """What the vectors mean, and the table that they belong to."""
         return self._provider.space
 
-    async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane = "ingest") -> Vectors:
+    async def embed_batch(self, ctx: Context, texts: Sequence[str]) -> Embedded:
+        """Vectors of passages that are to be stored, and the tokens that they took."""
+        return await self._provider.embed(texts, kind="passage", lane="ingest", deadline=ctx.deadline)
+
+    async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane) -> Vectors:
         """Unit vectors of shape (len(texts), dim). `lane` is interactive where a person waits for them."""
-        return await self._provider.embed(texts, kind="passage", lane=lane, deadline=ctx.deadline)
+        return (await self._provider.embed(texts, kind="passage", lane=lane, deadline=ctx.deadline)).vectors
 
     async def embed_query(self, ctx: Context, text: str) -> Vectors:
         """A read-only unit vector of shape (dim,)."""
@@ -42,7 +46,8 @@ class Embedder:
         if known is not None:
             self._queries.move_to_end(key)
             return known
-        vector = (await self._provider.embed([text], kind="query", lane="interactive", deadline=ctx.deadline))[0]
+        found = await self._provider.embed([text], kind="query", lane="interactive", deadline=ctx.deadline)
+        vector = found.vectors[0]
         vector.setflags(write=False)
         self._queries[key] = vector
         if len(self._queries) > self._remembered:

@@ -14,16 +14,18 @@ from uuid import UUID
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from internal.entities.conversations import Usage
 from internal.entities.documents import Chunk, Content, Generation
 from internal.entities.events import DocumentReady
 from internal.entities.ocr import OcrPage
 from internal.entities.parsed import Block, Box, Location, Parsed
 from internal.entities.search import ChunkTerms
 from internal.entities.tasks import Lease
+from internal.entities.usage import NewUsage, Purpose
 from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import BlobStore
+from internal.providers.embeddings import Vectors
 from internal.providers.ocr import Ocr
 from internal.repositories.broadcasts import Megaphone
 from internal.repositories.store import Store, Tx
@@ -175,11 +177,13 @@ class IngestService:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             share = READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
-            vectors = await self._vectors(ctx, lease, batch, share)
+            vectors, usage = await self._vectors(ctx, lease, batch, share)
             await failpoints.hit("ingest.after_embed")
             terms = await asyncio.to_thread(self._terms, ctx, batch)
             async with self._store.tenant(ctx) as tx:
                 await tx.tasks.fence(lease)
+                if usage is not None:
+                    await tx.usage.add(self._charged(lease, usage))
                 if await tx.generations.is_published(generation.id):
                     return  # another task on the same content was faster
                 added = await tx.chunks.add(content.id, generation.id, [passage.chunk for passage in batch])
@@ -196,17 +200,29 @@ class IngestService:
         analyser = TermAnalyser()
         return [analyser.passage(ctx.tenant_id, passage.chunk.id, passage.searched) for passage in batch]
 
-    async def _vectors(self, ctx: Context, lease: Lease, batch: list[Passage], share: float) -> npt.NDArray[np.float32]:
-        """One row a passage; what this tenant has embedded before isn't computed again. `share` is done so far."""
+    def _charged(self, lease: Lease, usage: Usage) -> NewUsage:
+        return NewUsage(
+            purpose=Purpose.EMBEDDING, model=self._embedder.space.model, source_id=lease.task.id, usage=usage
+        )
+
+    async def _vectors(
+        self, ctx: Context, lease: Lease, batch: list[Passage], share: float
+    ) -> tuple[Vectors, Usage | None]:
+        """One row a passage, and what was computed for it: nothing where this tenant had embedded all of it before.
+
+        `share` is done so far.
+        """
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, "embedding", share)
             known = await tx.vectors.reuse(self._embedder.space, [passage.chunk.text_hash for passage in batch])
         await self._megaphone.task_moved(ctx, lease)
         fresh = {passage.chunk.text_hash: passage.searched for passage in batch if passage.chunk.text_hash not in known}
+        usage = None
         if fresh:
-            computed = await self._embedder.embed_passages(ctx, list(fresh.values()))
-            known = {**known, **dict(zip(fresh, computed, strict=True))}
-        return np.stack([known[passage.chunk.text_hash] for passage in batch])
+            computed = await self._embedder.embed_batch(ctx, list(fresh.values()))
+            known = {**known, **dict(zip(fresh, computed.vectors, strict=True))}
+            usage = computed.usage
+        return np.stack([known[passage.chunk.text_hash] for passage in batch]), usage
 
     async def _publish(
         self, ctx: Context, lease: Lease, content: Content, built: Generation, metadata: dict[str, Any]

@@ -70,6 +70,8 @@ HARMLESS: dict[str, Any] = {
     "cursor": "",  # of chunks: a place in one document's order
     "error_code": "task.poison",
     "expires_at": "2090-01-01T00:00:00Z",
+    "from": "2026-01-01",
+    "group_by": "day",
     "k": 3,
     "kind": "ingest_content",
     "last_event_id": "0",  # a place in the order of one's own tenant; so is the header
@@ -92,6 +94,7 @@ HARMLESS: dict[str, Any] = {
     "status": "queued",
     "stream": False,
     "title": "A title",
+    "to": "2026-02-01",
     "visibility": "tenant",
 }
 ALSO_NEEDED = {

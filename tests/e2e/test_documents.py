@@ -112,6 +112,29 @@ def test_a_colleague_gets_a_document_of_their_own_and_learns_nothing(product, te
     assert set(hits(client, "Blue Heron merger")) == {"secret.txt"}
 
 
+def test_what_was_read_and_asked_is_in_the_ledger_once(client, colleague):
+    def used() -> dict[str, tuple[int, int]]:
+        answer = client.get("/api/v1/usage", params={"group_by": "purpose"})
+        assert answer.status_code == 200, answer.text
+        return {item["key"]: (item["requests"], item["prompt_tokens"]) for item in answer.json()["items"]}
+
+    assert colleague.get("/api/v1/usage").status_code == 403
+    text = b"the observatory on Mount Kestrel opens on the first clear night of every month"
+    before = used().get("embedding", (0, 0))
+    ready(client, "observatory.txt", text)
+    after = used()["embedding"]
+    assert after[0] == before[0] + 1
+    assert 10 < after[1] - before[1] < 60
+    ready(colleague, "theirs.txt", text)
+    assert used()["embedding"] == after
+    asked = used().get("chat", (0, 0))[0]
+    conversation = client.post("/api/v1/conversations", json={}).json()["id"]
+    question = {"content": "When does the observatory on Mount Kestrel open?"}
+    assert client.post(f"/api/v1/conversations/{conversation}/messages", json=question).status_code == 200
+    assert used()["chat"][0] == asked + 1
+    assert client.get("/api/v1/usage").json()["storage"] == {"files": 1, "bytes": len(text)}
+
+
 def test_only_the_last_document_of_a_content_takes_it_away(product, tenant, client, colleague):
     text = b"granite quarries of the northern province"
     mine, theirs = ready(client, "mine.txt", text), ready(colleague, "theirs.txt", text)

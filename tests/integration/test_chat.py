@@ -139,7 +139,7 @@ async def test_deltas_citations_done_and_the_stored_message_agree(scene: Scene) 
     assert answer.model == "fake-chat"
     assert answer.usage.prompt_tokens > 50
     assert not answer.usage.estimated
-    assert str(answer.usage.cost_usd) == "0"
+    assert answer.usage.cost_usd == 0
 
 
 async def test_quotes_are_the_passages_own_words_with_their_place(scene: Scene) -> None:
@@ -265,6 +265,45 @@ async def test_a_model_that_breaks_off_while_it_thinks_has_cost_something(scene:
     assert (answer.status, answer.content) == (MessageStatus.FAILED, "")
     assert answer.usage.estimated
     assert answer.usage.prompt_tokens > 50
+
+
+async def charged(database: Database, conversation: Conversation) -> list[tuple[int, int]]:
+    """Tokens of what the ledger has for a conversation."""
+    conn = await asyncpg.connect(database.superuser)
+    rows = await conn.fetch(
+        "select prompt_tokens, completion_tokens from usage_entries where source_id = $1 and purpose = 'chat'"
+        " and model = 'fake-chat' order by id",
+        conversation.id,
+    )
+    await conn.close()
+    return [tuple(row) for row in rows]
+
+
+async def test_each_answer_is_in_the_ledger_once(scene: Scene, module_database: Database) -> None:
+    conversation = await scene.chat.add(scene.ctx)
+    answers = [await scene.ask(conversation=conversation) for _ in range(2)]
+    told = [(answer.usage.prompt_tokens, answer.usage.completion_tokens) for answer in answers]
+    assert await charged(module_database, conversation) == told
+    scene.shelf.texts = ()
+    await scene.ask(conversation=conversation)
+    scene.shelf.texts = TEXTS
+    scene.fake.replies.append(Reply(status=400))
+    with pytest.raises(AppError):
+        await scene.ask(conversation=conversation)
+    assert await charged(module_database, conversation) == told
+    await scene.chat.remove(scene.ctx, conversation.id)
+    assert await charged(module_database, conversation) == told
+
+
+async def test_an_answer_whose_conversation_is_gone_has_cost_something(scene: Scene, module_database: Database) -> None:
+    conversation = await scene.chat.add(scene.ctx)
+    turn = await scene.chat.begin(scene.ctx, conversation.id, "How long do refunds take?")
+    await scene.chat.remove(scene.ctx, conversation.id)
+    with pytest.raises(AppError) as caught:
+        async for _event in scene.chat.stream(scene.ctx, turn):
+            pass
+    assert caught.value.code is Code.CONVERSATION_NOT_FOUND
+    assert len(await charged(module_database, conversation)) == 1
 
 
 async def test_the_first_question_names_the_conversation(scene: Scene) -> None:

@@ -40,11 +40,11 @@ async def failure(provider: OpenAIEmbeddings, lane: str = "ingest") -> AppError:
 async def test_vectors_come_in_the_order_of_the_texts(fake: FakeOpenAI) -> None:
     provider = remote(fake)
     texts = [f"text number {n}" for n in range(300)]
-    vectors = await provider.embed(texts, kind="passage", lane="ingest")
+    vectors = (await provider.embed(texts, kind="passage", lane="ingest")).vectors
     assert vectors.dtype == np.float32
     assert np.allclose(vectors, [vector_of(text, SPACE.dim) for text in texts], atol=1e-5)
     assert [len(request.body["input"]) for request in fake.requests] == [128, 128, 44]
-    assert (await provider.embed([], kind="query", lane="ingest")).shape == (0, SPACE.dim)
+    assert (await provider.embed([], kind="query", lane="ingest")).vectors.shape == (0, SPACE.dim)
     await provider.close()
 
 
@@ -69,7 +69,7 @@ async def test_a_rate_limit_after_a_refusal_is_waited_out_and_not_the_refusal(fa
     with pytest.raises(AppError, match="AI__API_KEY"):
         await provider.embed(["text"], kind="query", lane="interactive")
     async with asyncio.timeout(5):
-        assert (await provider.embed(["text"], kind="query", lane="interactive")).shape == (1, SPACE.dim)
+        assert (await provider.embed(["text"], kind="query", lane="interactive")).vectors.shape == (1, SPACE.dim)
     await provider.close()
 
 
@@ -92,7 +92,7 @@ async def test_all_tries_together_end_with_the_time_out(fake: FakeOpenAI, status
 async def test_a_passing_fault_is_tried_again(fake: FakeOpenAI) -> None:
     fake.embedding_replies += [Reply(status=500), Reply(status=503)]
     provider = remote(fake)
-    assert (await provider.embed(["text"], kind="passage", lane="ingest")).shape == (1, SPACE.dim)
+    assert (await provider.embed(["text"], kind="passage", lane="ingest")).vectors.shape == (1, SPACE.dim)
     assert len(fake.requests) == 3
     await provider.close()
 
