@@ -61,7 +61,7 @@ from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
 from internal.worker.runner import Worker
-from pkg import failpoints, logger, telemetry
+from pkg import failpoints, logger, telemetry, watchdog
 from pkg.apperr import AppError, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
 from pkg.version import version
@@ -389,4 +389,9 @@ def _on_stop(stop: Callable[[], None]) -> None:
 
 
 def _run(process: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(process)
+    uvloop.run(_watched(process))
+
+
+async def _watched(process: Coroutine[Any, Any, None]) -> None:
+    with watchdog.watching():
+        await process

@@ -16,6 +16,7 @@ from dreamhub.accounts import Account
 from dreamhub.console import Console, LogFile
 from dreamhub.errors import StartError
 from dreamhub.processes import Record, die_with_parent, record
+from pkg import watchdog
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
@@ -212,6 +213,8 @@ def _kill_group(leader: int) -> None:
 
 
 def _ending(code: int) -> str:
+    if code == watchdog.HUNG:
+        return "its event loop hung"
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

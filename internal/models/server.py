@@ -19,7 +19,7 @@ from internal.models.listener import address, listening
 from internal.models.metrics import Metrics, rss_bytes
 from internal.models.runtime import OCR_IDLE_SECONDS, Runtime
 from internal.models.weights import FORMAT, NAME, SOURCE_SHA256
-from pkg import logger
+from pkg import logger, watchdog
 from pkg.apperr import AppError, Code
 from pkg.config import Settings
 
@@ -54,7 +54,8 @@ def app(settings: Settings) -> Litestar:
         async with asyncio.TaskGroup() as background:
             watch = background.create_task(_release_when_idle(runtime, settings.models.idle_seconds))
             loading = background.create_task(_preload(runtime)) if settings.models.preload else None
-            yield
+            with watchdog.watching():
+                yield
             watch.cancel()
             if loading:
                 loading.cancel()
