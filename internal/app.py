@@ -51,6 +51,7 @@ from internal.services.quotes import Quoter
 from internal.services.rate_limits import Limit, RateLimiter
 from internal.services.search import SearchService
 from internal.services.sessions import FAILURES, SessionService
+from internal.services.sweep import SweepService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.terms import TermAnalyser
@@ -249,12 +250,14 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         blobs = open_blobs(settings.blobs)
         megaphone = Megaphone(settings.redis.url.get_secret_value())
         stack.push_async_callback(megaphone.close)
-        ingest = IngestService(store, blobs, sandbox, ocr, embedder, megaphone, workdir=scratch)
+        sweep = SweepService(store, blobs, orphan_hours=settings.blobs.orphan_hours)
+        ingest = IngestService(store, blobs, sandbox, ocr, embedder, megaphone, sweep, workdir=scratch)
         purge = PurgeService(store, blobs)
         jobs = product_jobs(
             ingest_content=ingest.ingest_content,
             purge_content=purge.purge_content,
             purge_uploads=purge.purge_uploads,
+            sweep_objects=sweep.sweep_objects,
         )
         worker = Worker(store, queue, jobs, settings, queues=queues)
         _on_stop(worker.stop)

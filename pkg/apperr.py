@@ -47,6 +47,7 @@ class Code(StrEnum):
     FILE_INFECTED = "file.infected"
     FILE_SCAN_LIMIT = "file.scan_limit"
     FILE_UNREADABLE = "file.unreadable"
+    FILE_MISSING = "file.missing"
     FILE_ENCRYPTED = "file.encrypted"
     FILE_TOO_COMPLEX = "file.too_complex"
     FILE_NO_TEXT = "file.no_text"
@@ -91,6 +92,7 @@ PERMANENT: frozenset[Code] = frozenset(
         Code.FILE_INFECTED,
         Code.FILE_SCAN_LIMIT,
         Code.FILE_UNREADABLE,
+        Code.FILE_MISSING,
         Code.FILE_ENCRYPTED,
         Code.FILE_TOO_COMPLEX,
         Code.FILE_NO_TEXT,

@@ -80,6 +80,9 @@ class Blobs(Section):
     url: str = ""
     access_key: SecretStr = SecretStr("")
     secret_key: SecretStr = SecretStr("")
+    orphan_hours: int = Field(
+        default=24, ge=0, le=8760, description="an object that no row holds is removed after so long; 0: never"
+    )
 
     @field_validator("url")
     @classmethod

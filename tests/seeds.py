@@ -36,6 +36,10 @@ async def seed(conn: asyncpg.Connection) -> Seeded:
     await _seed_ledger(conn, tenant, owner, shared, canary)
     await _seed_ledger(conn, tenant, owner, private, canary)
     await conn.execute("insert into outbox_positions (tenant_id, position) values ($1, 2)", tenant)
+    await conn.execute("insert into object_sweeps (tenant_id, removed) values ($1, 1)", tenant)
+    await conn.execute(
+        "insert into alerts (tenant_id, name, severity) values ($1, 'tenant.near_cap', 'warning')", tenant
+    )
     await conn.execute("insert into tenant_statistics (tenant_id, chunks) values ($1, 2)", tenant)
     await conn.execute("insert into term_frequencies (tenant_id, term, chunks) values ($1, 7, 2)", tenant)
     await _seed_conversation(conn, tenant, owner, canary)

@@ -70,14 +70,19 @@ class TaskFinished(Event, frozen=True, kw_only=True):
 
 
 class AlertRaised(Event, frozen=True, kw_only=True):
-    """Something that the people of a tenant should know of. `name` is dotted and stable, `detail` holds no content."""
+    """Something that the people of a tenant should know of, or, not `active`, that it is over.
+
+    `name` is dotted and stable, `detail` holds no content. A private one about a document is for those who see that.
+    """
 
     kind: ClassVar[str] = "alert.raised"
 
     name: str
     severity: Literal["info", "warning", "critical"]
     detail: str
+    active: bool = True
     visibility: Visibility = Visibility.TENANT
+    document_id: UUID | None = None
 
 
 class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):

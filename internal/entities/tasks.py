@@ -42,6 +42,7 @@ class TaskKind(StrEnum):
     INGEST_CONTENT = "ingest_content"
     PURGE_CONTENT = "purge_content"
     PURGE_UPLOADS = "purge_uploads"
+    SWEEP_OBJECTS = "sweep_objects"
 
 
 REMOVALS = frozenset({TaskKind.PURGE_CONTENT, TaskKind.PURGE_UPLOADS})

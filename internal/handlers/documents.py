@@ -151,6 +151,7 @@ async def get_document_content(
 ) -> Response[Any]:
     """The file as it was uploaded, whole or one range of it; always as an attachment, never rendered."""
     document, key = await documents.content(ctx, document_id_of(document_id))
+    await documents.require(ctx, key)
     return download(
         document, request.headers.get("range"), lambda start, end: documents.read(ctx, key, start=start, end=end)
     )

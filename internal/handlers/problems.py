@@ -51,6 +51,7 @@ STATUS: Mapping[Code, int] = {
     Code.FILE_INFECTED: 422,
     Code.FILE_SCAN_LIMIT: 422,
     Code.FILE_UNREADABLE: 422,
+    Code.FILE_MISSING: 410,
     Code.FILE_ENCRYPTED: 422,
     Code.FILE_TOO_COMPLEX: 422,
     Code.FILE_NO_TEXT: 422,

@@ -94,6 +94,7 @@ async def get_document_version_content(
 ) -> Response[Any]:
     """The file of one version, as `GET …/content` sends that of the document."""
     found = await versions.get(ctx, document_id_of(document_id), _number(number))
+    await documents.require(ctx, found.blob_key)
     return download(
         found,
         request.headers.get("range"),

@@ -12,6 +12,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
+from internal.entities.objects import StoredObject
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import Blobs
 
@@ -84,6 +85,27 @@ class BlobStore:
         """Removes many objects, a few at a time."""
         for start in range(0, len(keys), REMOVALS):
             await asyncio.gather(*(self.remove(key) for key in keys[start : start + REMOVALS]))
+
+    async def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        try:
+            await obstore.head_async(self._store, key)
+        except FileNotFoundError:
+            return False
+        except (BaseError, OSError) as error:
+            raise _unavailable() from error
+        return True
+
+    async def pages(self, prefix: str, *, size: int) -> AsyncIterator[list[StoredObject]]:
+        """All objects below a prefix, about `size` at a time, in no certain order.
+
+        What is added or removed meanwhile may be among them or not.
+        """
+        try:
+            async for page in obstore.list(self._store, prefix=prefix, chunk_size=size):
+                yield [StoredObject(key=item["path"], modified=item["last_modified"]) for item in page]
+        except (BaseError, OSError) as error:
+            raise _unavailable() from error
 
     async def check(self) -> None:
         """Writes, reads and removes a small object. Raises BLOB_UNAVAILABLE."""

@@ -153,6 +153,11 @@ class LedgerRepository:
         ids = [new_id() for _ in range(EXPIRY_BATCH)]
         return sure(await self._conn.fetchval("select expire_uploads_v1($1, $2)", ids, max_retries))
 
+    async def queue_sweeps(self, *, every: timedelta, max_retries: int) -> int:
+        """Queues the comparison of objects with rows for tenants whose turn it is, one task each; answers how many."""
+        ids = [new_id() for _ in range(EXPIRY_BATCH)]
+        return sure(await self._conn.fetchval("select queue_sweeps_v1($1, $2, $3)", ids, every, max_retries))
+
 
 def _by_queue(rows: Sequence[asyncpg.Record]) -> dict[Queue, list[Wakeup]]:
     found: dict[Queue, list[Wakeup]] = {}

@@ -26,6 +26,7 @@ from internal.repositories.ledger import LedgerRepository
 from internal.repositories.lexicon import LexiconRepository
 from internal.repositories.messages import MessageRepository
 from internal.repositories.notices import NoticeRepository
+from internal.repositories.objects import ObjectRepository
 from internal.repositories.outbox import OutboxRepository
 from internal.repositories.room import RoomRepository
 from internal.repositories.search import Found, search
@@ -149,6 +150,11 @@ class Tx:
     def usage(self) -> UsageRepository:
         """What model calls took, and what is kept."""
         return UsageRepository(self._conn, self._ctx)
+
+    @cached_property
+    def objects(self) -> ObjectRepository:
+        """Which objects are held, and which are missing."""
+        return ObjectRepository(self._conn, self._ctx)
 
     @cached_property
     def outbox(self) -> OutboxRepository:

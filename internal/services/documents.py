@@ -20,7 +20,7 @@ from internal.entities.documents import (
 )
 from internal.entities.events import DocumentDeleted, FileUploaded
 from internal.entities.ids import new_id
-from internal.entities.tasks import NewTask, Queue, Task
+from internal.entities.tasks import NewTask, Queue, Task, TaskStatus
 from internal.parsers.detect import detect
 from internal.providers.antivirus import Antivirus
 from internal.providers.blobs import BlobStore
@@ -28,6 +28,7 @@ from internal.repositories.store import Store, Tx
 from internal.services.names import check_collection_name, check_filename, check_tags
 from internal.services.purge import purging
 from internal.services.spool import Spooled, room_left, spooled
+from internal.services.sweep import file_missing
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
@@ -105,10 +106,13 @@ class DocumentService:
             found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
             await failpoints.hit("upload.after_spool")
             duplicate = await known(ctx, file.sha256)
-            if duplicate is not None:
+            lost = await self._lost(ctx, file) if duplicate is not None else None
+            if duplicate is not None and lost is None:
                 return duplicate
             await self._antivirus.scan(file.path)
             await failpoints.hit("upload.after_scan")
+            if duplicate is not None and lost is not None:
+                return await self._bring_back(ctx, file, lost, duplicate)
             content = NewContent(
                 id=new_id(),
                 sha256=file.sha256,
@@ -138,10 +142,32 @@ class DocumentService:
                 result = await write(tx, stored, request)
                 # From here on only the commit can fail, and a lost answer doesn't tell whether it took effect.
                 kept = stored.id == content.id
+            if not kept and not await self._blobs.exists(stored.blob_key):
+                await self._blobs.put_file(stored.blob_key, file.path)
+                self._log.warning("an object was gone and is stored again", content=str(stored.id))
             return result
         finally:
             if not kept:
                 await self._blobs.remove(content.blob_key)
+
+    async def _lost(self, ctx: Context, file: Spooled) -> Content | None:
+        """The content of these bytes whose object is gone; None where all is well."""
+        async with self._store.tenant(ctx) as tx:
+            content = await tx.contents.find_by_digest(file.sha256)
+        return None if content is None or await self._blobs.exists(content.blob_key) else content
+
+    async def _bring_back(self, ctx: Context, file: Spooled, lost: Content, known: UploadResult) -> UploadResult:
+        """Stores the object of known bytes again, and has them read where that has failed for want of it.
+
+        The next sweep of objects finds the row mended and begins whatever else has failed anew. A purge in between
+        leaves an object without a row to it.
+        """
+        await self._blobs.put_file(lost.blob_key, file.path)
+        self._log.warning("an object was gone and is stored again", content=str(lost.id))
+        if known.task.error_code != Code.FILE_MISSING or known.task.status is not TaskStatus.FAILED:
+            return known
+        async with self._store.tenant(ctx) as tx:
+            return msgspec.structs.replace(known, task=await tx.tasks.retry(known.task.id))
 
     async def _add(self, tx: Tx, stored: Content, request: UploadRequest) -> UploadResult:
         collection_id = await tx.collections.ensure(request.collection) if request.collection else None
@@ -204,11 +230,20 @@ class DocumentService:
             raise AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")
         return document, content.blob_key
 
+    async def require(self, ctx: Context, key: str) -> None:
+        """Raises FILE_MISSING when the object that `content` named is gone."""
+        if not await self._blobs.exists(self._own(ctx, key)):
+            raise file_missing()
+
     def read(self, ctx: Context, key: str, *, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` to before `end` of an object that `content` named. Raises for another tenant's key."""
+        return self._blobs.read(self._own(ctx, key), start=start, end=end)
+
+    @staticmethod
+    def _own(ctx: Context, key: str) -> str:
         if not key.startswith(f"{ctx.tenant_id}/"):
             raise AppError(Code.INTERNAL, "An object of another tenant was asked for.")
-        return self._blobs.read(key, start=start, end=end)
+        return key
 
     async def update(self, ctx: Context, document_id: UUID, changes: DocumentChanges) -> Document:
         """Applies a PATCH. Only a document's owner changes who may see it."""

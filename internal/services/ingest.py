@@ -33,6 +33,7 @@ from internal.services import chunking
 from internal.services.embedder import Embedder
 from internal.services.places import join
 from internal.services.purge import purging, remove_retired
+from internal.services.sweep import SweepService, file_missing
 from internal.services.terms import TermAnalyser
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
@@ -75,6 +76,7 @@ class IngestService:
         ocr: Ocr,
         embedder: Embedder,
         megaphone: Megaphone,
+        sweep: SweepService,
         *,
         workdir: Path,
     ) -> None:
@@ -84,6 +86,7 @@ class IngestService:
         self._ocr = ocr
         self._embedder = embedder
         self._megaphone = megaphone
+        self._sweep = sweep
         self._workdir = workdir
         self._log = logger.get("ingest")
 
@@ -142,9 +145,8 @@ class IngestService:
             try:
                 await self._blobs.fetch(content.blob_key, path)
             except FileNotFoundError:
-                raise AppError(
-                    Code.FILE_UNREADABLE, "The stored file is gone; delete it and upload it again."
-                ) from None
+                await self._sweep.report_missing(ctx, lease, content.id, content.blob_key)
+                raise file_missing() from None
             work = Path(folder) / "work"
             work.mkdir()
             parsed = await self._sandbox.parse(path, media_type=content.media_type, workdir=work)

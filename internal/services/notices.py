@@ -75,7 +75,12 @@ def _deleted(event: StoredEvent) -> tuple[str, dict[str, Any]]:
 
 
 def _alert(event: StoredEvent) -> tuple[str, dict[str, Any]]:
-    return "alert", {name: event.payload[name] for name in ("name", "severity", "detail")}
+    data = {name: event.payload[name] for name in ("name", "severity", "detail")}
+    return "alert", {
+        **data,
+        "active": event.payload.get("active", True),
+        "document_id": event.payload.get("document_id"),
+    }
 
 
 def _telling(*pairs: tuple[type[Event], Callable[[StoredEvent], tuple[str, dict[str, Any]]]]) -> dict[str, Any]:

@@ -47,13 +47,16 @@ class Jobs:
         return await self._jobs[lease.task.kind].handler(ctx, lease)
 
 
-def product_jobs(*, ingest_content: Handler, purge_content: Handler, purge_uploads: Handler) -> Jobs:
+def product_jobs(
+    *, ingest_content: Handler, purge_content: Handler, purge_uploads: Handler, sweep_objects: Handler
+) -> Jobs:
     """The product's jobs, complete or not at all."""
     jobs = Jobs(
         (
             Job(kind=TaskKind.INGEST_CONTENT, version=1, handler=ingest_content),
             Job(kind=TaskKind.PURGE_CONTENT, version=1, handler=purge_content),
             Job(kind=TaskKind.PURGE_UPLOADS, version=1, handler=purge_uploads),
+            Job(kind=TaskKind.SWEEP_OBJECTS, version=1, handler=sweep_objects),
         )
     )
     jobs.require(TaskKind)

@@ -26,6 +26,7 @@ UNCLAIMED_LIMIT = 1_000
 TIDY_SECONDS = 300.0
 EVENTS_A_ROUND = 200
 KEEP_KEYS = timedelta(hours=24)
+SWEEP_OBJECTS = timedelta(hours=6)  # a tenant's objects are compared with its rows so often
 
 
 class Relay:
@@ -139,12 +140,13 @@ class Relay:
         return len(events)
 
     async def tidy(self) -> None:
-        """Forgets old idempotency keys and old events, gives up old dead letters, has expired uploads removed."""
+        """Forgets old keys and events, gives up old dead letters, has expired uploads removed and objects compared."""
         started = time.monotonic()
         async with self._store.system("forget old keys and events") as tx:
             keys, events = await tx.ledger.forget(keys_after=KEEP_KEYS, events_after=KEPT)
             dead = await tx.ledger.expire_dead(timedelta(days=self._tasks.dead_days))
             tasks = await tx.ledger.expire_uploads(max_retries=self._tasks.max_retries)
+            tasks += await tx.ledger.queue_sweeps(every=SWEEP_OBJECTS, max_retries=self._tasks.max_retries)
         self._log.debug("tidied", keys=keys, events=events, tasks=tasks, seconds=round(time.monotonic() - started, 3))
         if dead:
             self._log.warning("old dead letters given up", count=dead, days=self._tasks.dead_days)

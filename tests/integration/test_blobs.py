@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Generator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -158,3 +159,18 @@ async def test_a_folder_that_goes_away_is_named_as_such(tmp_path):
 def test_an_address_that_makes_no_sense_is_refused(settings):
     with pytest.raises(SettingsError, match="BLOBS__"):
         open_blobs(settings)
+
+
+async def test_objects_are_listed_a_page_at_a_time_with_their_age(blobs, tmp_path):
+    (tmp_path / "source").write_bytes(b"x")
+    tenant, other = new_id(), new_id()
+    keys = [BlobStore.key(tenant, new_id()) for _ in range(5)] + [BlobStore.part_key(tenant, new_id())]
+    for key in [*keys, BlobStore.key(other, new_id())]:
+        await blobs.put_file(key, tmp_path / "source")
+    pages = [page async for page in blobs.pages(str(tenant), size=4)]
+    assert sorted(item.key for page in pages for item in page) == sorted(keys)
+    assert all(abs((datetime.now(UTC) - item.modified).total_seconds()) < 120 for page in pages for item in page)
+    assert [page async for page in blobs.pages(str(new_id()), size=4)] == []
+    assert await blobs.exists(keys[0])
+    await blobs.remove(keys[0])
+    assert not await blobs.exists(keys[0])

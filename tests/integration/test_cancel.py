@@ -20,6 +20,7 @@ from internal.providers.ocr import LocalOcr
 from internal.repositories.broadcasts import Megaphone
 from internal.services.embedder import Embedder
 from internal.services.ingest import IngestService
+from internal.services.sweep import SweepService
 from pkg import config
 from pkg.ctxutil import Context
 from tests.ledger import Ledger, open_ledger
@@ -61,7 +62,8 @@ async def reading(ledger: Ledger, folder: Path, models: Mute, redis_url: str) ->
     blobs = open_blobs(config.Blobs(url=(folder / "blobs").as_uri()))
     try:
         embedder = Embedder(embeddings)
-        yield IngestService(ledger.worker_store, blobs, sandbox, ocr, embedder, megaphone, workdir=folder)
+        sweep = SweepService(ledger.worker_store, blobs, orphan_hours=24)
+        yield IngestService(ledger.worker_store, blobs, sandbox, ocr, embedder, megaphone, sweep, workdir=folder)
     finally:
         for part in (sandbox, ocr, embeddings, megaphone):
             await part.close()

@@ -208,7 +208,13 @@ async def test_an_alert_reaches_everyone_of_its_tenant(api: Running, ledger: Led
         await strangers.upload("mine")
         assert (await stranger.next())["type"] == "task.queued"
     assert found["type"] == "alert"
-    assert found["data"] == {"name": alert.name, "severity": alert.severity, "detail": alert.detail}
+    assert found["data"] == {
+        "name": alert.name,
+        "severity": alert.severity,
+        "detail": alert.detail,
+        "active": True,
+        "document_id": None,
+    }
 
 
 async def test_a_reader_goes_on_where_it_left_while_events_pour_in(api: Running, ledger: Ledger) -> None:

@@ -38,6 +38,7 @@ WORKERS = {
     "LedgerRepository.end",
     "LedgerRepository.wake_relay",
     "LexiconRepository",
+    "ObjectRepository",
     "OutboxRepository",
     "TaskRepository.fence",
     "TaskRepository.heartbeat",

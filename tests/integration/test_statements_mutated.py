@@ -52,6 +52,7 @@ FIND_NOTHING = {
     "ContentRepository.remove",
     "GenerationRepository.remove",
     "IdempotencyRepository.take",
+    "ObjectRepository.mark_found",
     "TaskRepository.fence",
     "TaskRepository.heartbeat",
     "TaskRepository.progress",
