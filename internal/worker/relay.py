@@ -79,8 +79,10 @@ class Relay:
             )
         )
         while not self._stopping:
+            # First what needs no Redis: while it is away events get their numbers, and followers find them by polling.
+            moved = await self.publish()
             await schedule.run_due()
-            moved = await self.dispatch() + await self.publish()
+            moved += await self.dispatch()
             await asyncio.sleep(BREATH_SECONDS)
             if not moved:
                 await self._news.wait(min(POLL_SECONDS, schedule.seconds_to_next()))

@@ -9,6 +9,8 @@ import pytest
 
 from dreamhub.accounts import find_binaries, servers_account
 from dreamhub.embedded import Postgres, Valkey, free_port
+from internal.entities.events import DocumentReady
+from internal.entities.ids import new_id
 from internal.entities.tasks import TaskStatus
 from internal.repositories import migrate
 from tests.ledger import Ledger, eventually, open_ledger
@@ -94,6 +96,26 @@ async def test_tasks_wait_out_a_redis_that_is_away(outage: Outage, ledger: Ledge
         for task in before + during:
             await ledger.until(ctx, task.id, TaskStatus.SUCCEEDED, seconds=30)
     assert sorted(ledger.effects.order) == sorted(task.id for task in before + during)
+
+
+async def test_events_have_their_places_while_redis_is_away(outage: Outage, ledger: Ledger) -> None:
+    ctx = await ledger.tenant()
+    outage.redis_server.stop()
+    try:
+        async with ledger.relay():
+            async with ledger.app.tenant(ctx) as tx:
+                for number in range(3):
+                    await tx.outbox.add(DocumentReady(document_id=new_id(), chunk_count=number))
+
+            async def numbered() -> bool:
+                found = await ledger.inspector.fetch(
+                    "select position from outbox where tenant_id = $1 order by position", ctx.tenant_id
+                )
+                return [row["position"] for row in found] == [1, 2, 3]
+
+            await eventually(numbered)
+    finally:
+        await outage.redis_server.start()
 
 
 async def test_tasks_outlive_a_database_that_is_stopped_at_once(outage: Outage, ledger: Ledger) -> None:
