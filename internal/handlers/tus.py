@@ -82,10 +82,12 @@ async def begin_upload(
     if not carries and request.content_length:
         raise _wrong_type()
     checksum = tus_headers.read_checksum(upload_checksum)
-    upload = await uploads.begin(ctx, upload_length, metadata, tus_headers.read_request(metadata))
+    described = tus_headers.read_request(metadata)
     if carries:
         body = Body(chunks=_chunks(request), size=request.content_length, checksum=checksum)
-        upload = await uploads.append(ctx, upload.id, 0, body)
+        upload = await uploads.begin_with(ctx, upload_length, metadata, described, body)
+    else:
+        upload = await uploads.begin(ctx, upload_length, metadata, described)
     return Response(None, status_code=201, headers={"Location": f"{PATH}/{upload.id}", **_headers(upload)})
 
 

@@ -82,6 +82,18 @@ class UploadService:
                 raise _too_many(f"Unfinished uploads of this tenant take {self._limits.uploads_mb} MB at most")
             return await tx.uploads.add(new, keep=KEEP)
 
+    async def begin_with(self, ctx: Context, length: int, metadata: str, request: UploadRequest, body: Body) -> Upload:
+        """`begin` and `append`; raises what they raise, and then nothing stays that the client has no name for."""
+        upload = await self.begin(ctx, length, metadata, request)
+        try:
+            return await self.append(ctx, upload.id, 0, body)
+        except AppError:
+            try:
+                await self.remove(ctx, upload.id)
+            except AppError as error:
+                self._log.warning("a nameless upload stays until it expires", code=error.code.value)
+            raise
+
     async def get(self, ctx: Context, upload_id: UUID) -> Upload:
         """How far it is. Raises UPLOAD_NOT_FOUND, or what the whole file was refused with."""
         async with self._store.tenant(ctx) as tx:

@@ -153,6 +153,17 @@ async def test_the_first_bytes_may_come_with_the_announcement(client):
     assert whole.headers["dreamhub-document-id"] == rest.headers["dreamhub-document-id"]
 
 
+async def test_an_announcement_whose_bytes_are_refused_leaves_nothing(api, client, tenant):
+    headers = PIECE | {"Upload-Length": "1000", "Upload-Metadata": metadata(filename="first.txt")}
+    wrong = headers | {"Upload-Checksum": f"sha1 {base64.b64encode(hashlib.sha1(b'').digest()).decode()}"}
+    for _ in range(6):  # more than may be open at a time
+        is_problem(await client.post(UPLOADS, headers=wrong, content=text(400)), 460, "upload.checksum_mismatch")
+    program = b"MZ" + bytes(998)
+    is_problem(await client.post(UPLOADS, headers=headers, content=program), 415, "file.type_not_allowed")
+    assert parts_of(api, tenant) == []
+    assert (await client.post(UPLOADS, headers=headers, content=text(400))).status_code == 201
+
+
 async def test_a_client_that_vanishes_leaves_what_it_sent(api, client, tenant):
     data = text(7 * MB)
     path = await begin(client, len(data))
