@@ -79,6 +79,17 @@ class DocumentRepository:
             raise missing()
         return _document(row)
 
+    async def lock(self, document_id: UUID) -> Document:
+        """The document, for a transaction that changes, replaces or removes it. Raises DOCUMENT_NOT_FOUND."""
+        await self._conn.execute(
+            "select 1 from documents d where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2)"
+            " and d.id = $3 for update",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_id,
+        )
+        return await self.get(document_id)
+
     async def update(
         self,
         document_id: UUID,

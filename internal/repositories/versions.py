@@ -8,7 +8,6 @@ import asyncpg
 
 from internal.entities.documents import Document
 from internal.entities.versions import Switched, Version, VersionStatus
-from internal.repositories.documents import missing
 from internal.repositories.rows import sure
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -39,18 +38,6 @@ class VersionRepository:
     def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
         self._conn = conn
         self._ctx = ctx
-
-    async def lock(self, document_id: UUID) -> None:
-        """Makes those who replace a document take turns. Raises DOCUMENT_NOT_FOUND."""
-        found = await self._conn.fetchval(
-            "select true from documents where tenant_id = $1 and (visibility = 'tenant' or owner_id = $2) and id = $3"
-            " for update",
-            self._ctx.tenant_id,
-            self._ctx.user_id,
-            document_id,
-        )
-        if not found:
-            raise missing()
 
     async def get(self, document_id: UUID, number: int) -> Version:
         """Raises VERSION_NOT_FOUND, for a document that isn't there too."""

@@ -248,11 +248,12 @@ class DocumentService:
     async def update(self, ctx: Context, document_id: UUID, changes: DocumentChanges) -> Document:
         """Applies a PATCH. Only a document's owner changes who may see it."""
         async with self._store.tenant(ctx) as tx:
-            document = await tx.documents.get(document_id)
+            await tx.documents.get(document_id)
+            await tx.lexicon.touch()  # before the document's row is locked, as a publication does it
+            document = await tx.documents.lock(document_id)
             visibility = document.visibility if changes.visibility is msgspec.UNSET else changes.visibility
             if visibility != document.visibility and document.owner_id != ctx.user_id:
                 raise AppError(Code.AUTH_FORBIDDEN, "Only the person who uploaded a document changes who may see it.")
-            await tx.lexicon.touch()  # before the document's row is locked, as a publication does it
             await tx.documents.update(
                 document_id,
                 filename=document.filename if changes.filename is msgspec.UNSET else check_filename(changes.filename),
@@ -273,6 +274,7 @@ class DocumentService:
             if not may_change(ctx, document):
                 raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
             await tx.lexicon.touch()
+            document = await tx.documents.lock(document_id)  # from here on no version is added
             await tx.tasks.cancel_for_document(document_id)
             history = await tx.versions.contents(document_id)
             content_id = await tx.documents.remove(document_id)

@@ -31,7 +31,7 @@ class VersionService:
     async def check(self, ctx: Context, document_id: UUID) -> None:
         """Raises DOCUMENT_NOT_FOUND, or AUTH_FORBIDDEN for who may not replace the document."""
         async with self._store.tenant(ctx) as tx:
-            await _changeable(tx, ctx, document_id)
+            _changeable(ctx, await tx.documents.get(document_id))
 
     async def replace(
         self,
@@ -48,12 +48,11 @@ class VersionService:
 
         async def known(ctx: Context, sha256: bytes) -> UploadResult | None:
             async with self._store.tenant(ctx) as tx:
-                document = await _changeable(tx, ctx, document_id)
+                document = _changeable(ctx, await tx.documents.get(document_id))
                 return await _duplicate(tx, document, sha256)
 
         async def write(tx: Tx, stored: Content, request: UploadRequest) -> UploadResult:
-            await tx.versions.lock(document_id)
-            document = await _changeable(tx, ctx, document_id)
+            document = _changeable(ctx, await tx.documents.lock(document_id))
             return await _duplicate(tx, document, stored.sha256) or await self._add(
                 tx, document, stored.id, request.filename, request.priority, size=stored.size
             )
@@ -63,10 +62,9 @@ class VersionService:
     async def restore(self, ctx: Context, document_id: UUID, number: int) -> UploadResult:
         """Reads an earlier version again, as the next one. Raises DOCUMENT_NOT_FOUND, VERSION_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
-            await _changeable(tx, ctx, document_id)
+            _changeable(ctx, await tx.documents.get(document_id))
             await tx.contents.hold((await tx.versions.get(document_id, number)).content_id)
-            await tx.versions.lock(document_id)
-            document = await tx.documents.get(document_id)
+            document = await tx.documents.lock(document_id)
             version = await tx.versions.get(document_id, number)  # it may have been forgotten meanwhile
             return await _duplicate(tx, document, version.sha256) or await self._add(
                 tx, document, version.content_id, version.filename, "normal", size=version.size
@@ -92,8 +90,7 @@ class VersionService:
         return found
 
 
-async def _changeable(tx: Tx, ctx: Context, document_id: UUID) -> Document:
-    document = await tx.documents.get(document_id)
+def _changeable(ctx: Context, document: Document) -> Document:
     if not may_change(ctx, document):
         raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin replaces a document.")
     return document
