@@ -2,11 +2,11 @@
 
 import asyncio
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import msgspec
@@ -15,10 +15,10 @@ import uvloop
 from internal.entities.search import Space
 from internal.entities.tasks import Queue, TaskPolicy
 from internal.handlers.routes import Api, create_api, openapi_document
-from internal.handlers.server import Server
+from internal.handlers.server import Server, inherited
 from internal.parsers.sandbox import Sandbox
-from internal.providers.antivirus import open_antivirus
-from internal.providers.blobs import open_blobs
+from internal.providers.antivirus import Antivirus, open_antivirus
+from internal.providers.blobs import BlobStore, open_blobs
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
 from internal.providers.local_models import model_client
@@ -26,7 +26,7 @@ from internal.providers.ocr import LocalOcr
 from internal.repositories import migrate as migrations
 from internal.repositories import probe
 from internal.repositories.broadcasts import Listener, Megaphone
-from internal.repositories.cache import open_cache
+from internal.repositories.cache import Cache, open_cache
 from internal.repositories.store import Store, open_store
 from internal.repositories.wakeup import NewsLine
 from internal.repositories.workers import open_workers
@@ -116,23 +116,14 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         authenticator = Authenticator(store, tokens)
         passwords = Passwords()
         searches = SearchService(store, embedder, TermAnalyser())
-        checks: dict[str, Check] = {"postgres": store.ping, "redis": cache.ping}
-        if not settings.ai.embedding_model:
-            checks["models"] = _models_check(stack, settings)
-        blobs = open_blobs(settings.blobs)
-        documents = DocumentService(
-            store,
-            blobs,
-            open_antivirus(settings.scan),
-            spool=spool,
-            max_file_mb=settings.limits.max_file_mb,
-        )
+        blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
+        documents = DocumentService(store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb)
         versions = VersionService(store, documents, keep=settings.limits.versions)
         api = Api(
             authenticator=authenticator,
             limiter=RateLimiter(cache, Limit(settings.limits.rate_per_minute, 60)),
             idempotency=IdempotencyService(store),
-            health=HealthService(checks),
+            health=_open_health(stack, settings, store, cache, blobs, antivirus),
             tenants=TenantService(store, passwords, platform_token=settings.auth.platform_token.get_secret_value()),
             sessions=SessionService(
                 store,
@@ -170,7 +161,7 @@ def serve(settings: Settings, *, descriptors: Sequence[int] = ()) -> None:
     where.
     """
     _configure(settings, "server")
-    _run(_serve(settings, [_inherited(descriptor) for descriptor in descriptors]))
+    _run(_serve(settings, [inherited(descriptor) for descriptor in descriptors]))
 
 
 def work(settings: Settings, queues: Sequence[str]) -> None:
@@ -208,7 +199,7 @@ async def _migrate(name: str, dsn: str, space: Space, max_retries: int) -> None:
     logger.get("migrate").info("schema is up to date", applied=len(applied), space=space.model, dim=space.dim)
 
 
-async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
+async def _serve(settings: Settings, sockets: list[socket]) -> None:
     async with build(settings) as services:
         server = Server(
             create_api(services.api), services.api.events, host=settings.server.host, port=settings.server.port
@@ -219,20 +210,6 @@ async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
 
         _on_stop(stop)
         await server.serve(sockets or None)
-
-
-def _inherited(descriptor: int) -> socket.socket:
-    """A listening socket of the process that started this one, kept from those that this one starts."""
-    advice = f"--fd {descriptor} is no listening socket; open one, or set SERVER__HOST and SERVER__PORT"
-    try:
-        found = socket.socket(fileno=descriptor)
-        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError as error:
-        raise SettingsError(advice) from error
-    if not listens:
-        raise SettingsError(advice)
-    found.set_inheritable(False)
-    return found
 
 
 async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
@@ -332,6 +309,24 @@ def _open_events(stack: AsyncExitStack, settings: Settings, store: Store, authen
     events.start()
     stack.push_async_callback(events.close)
     return events
+
+
+def _open_health(
+    stack: AsyncExitStack, settings: Settings, store: Store, cache: Cache, blobs: BlobStore, antivirus: Antivirus
+) -> HealthService:
+    names = [item.name for item in migrations.read_all()]
+    checks: dict[str, Check] = {
+        "postgres": store.ping,
+        "migrations": lambda: store.check_schema(names),
+        "redis": cache.ping,
+        "objects": blobs.check,
+    }
+    if not settings.ai.embedding_model:
+        checks["models"] = _models_check(stack, settings)
+    scans = settings.scan.clamd != "off"
+    if scans:
+        checks["clamd"] = antivirus.check
+    return HealthService(checks, needed=("postgres", "migrations"), off=() if scans else ("clamd",))
 
 
 def _models_check(stack: AsyncExitStack, settings: Settings) -> Check:

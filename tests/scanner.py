@@ -16,6 +16,7 @@ Foreground yes
 DatabaseDirectory {folder}/db
 LocalSocket {folder}/clamd.sock
 LocalSocketMode 600
+PidFile {folder}/clamd.pid
 AlertExceedsMax yes
 MaxRecursion 5
 MaxFiles 50
@@ -25,7 +26,7 @@ StreamMaxLength 2M
 
 @contextmanager
 def running_clamd() -> Generator[Path]:
-    """The folder of its socket, `clamd.sock`."""
+    """The folder of its socket, `clamd.sock`, and of `clamd.pid`, which tests stop and wake."""
     program = shutil.which("clamd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"])
     assert program, "these tests want clamd: apt-get install clamav-daemon"
     with tempfile.TemporaryDirectory(prefix="clamd-") as name:

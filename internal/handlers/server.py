@@ -12,6 +12,7 @@ from litestar.types import ASGIApp
 from internal.handlers.protocol import BoundedHttp
 from internal.services.events import EventService
 from pkg import logger
+from pkg.apperr import SettingsError
 
 DRAIN_SECONDS = 20
 STUCK_SECONDS = 5
@@ -76,6 +77,23 @@ class Server(uvicorn.Server):
         for connection in closing & self._closing:
             _transport(connection).abort()
         self._closing = closing
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """A listening socket of the process that started this one, kept from those that this one starts.
+
+    Raises SettingsError where it is none.
+    """
+    advice = f"--fd {descriptor} is no listening socket; open one, or set SERVER__HOST and SERVER__PORT"
+    try:
+        found = socket.socket(fileno=descriptor)
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise SettingsError(advice) from error
+    if not listens:
+        raise SettingsError(advice)
+    found.set_inheritable(False)
+    return found
 
 
 def _address(listener: Any) -> str:

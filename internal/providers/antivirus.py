@@ -4,16 +4,17 @@ import asyncio
 import socket
 import struct
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
-
-import clamd
 
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import Scan
 
-BLOCK_BYTES = 64 * 1024
+BLOCK_BYTES = 256 * 1024
+ANSWER_BYTES = 4096
 PORT = 3310
+CONCURRENCY = 4
+"""Scans that a server has running at a time; clamd's own threads are about as many as a machine has cores."""
 
 
 class Antivirus(Protocol):
@@ -41,68 +42,84 @@ class NoScan:
 class Clamd:
     """clamd over its socket: each scan streams the file, so that the daemon needs no access to our folders.
 
-    Wants `AlertExceedsMax yes` in clamd.conf: without it clamd says OK to what it didn't look into.
+    Wants `AlertExceedsMax yes` in clamd.conf: without it clamd says OK to what it didn't look into. A few scans run at
+    a time; waiting for a turn counts as waiting for clamd, so that a crowd before a slow daemon is sent away in time.
     """
 
-    def __init__(self, settings: Scan, *, concurrency: int = 4) -> None:
+    def __init__(self, settings: Scan, *, concurrency: int = CONCURRENCY) -> None:
         self._address = settings.clamd
         self._timeout = settings.timeout_seconds
         self._slots = asyncio.Semaphore(concurrency)
 
     async def scan(self, path: Path) -> None:
         """Streams the file to clamd and reads its verdict."""
-        async with self._slots:
-            try:
-                answer = await asyncio.wait_for(asyncio.to_thread(self._instream, path), self._timeout + 5)
-            except (OSError, TimeoutError) as error:
-                raise _unavailable() from error
+        try:
+            async with asyncio.timeout(self._timeout), self._slots:
+                answer = await self._instream(path)
+        except (OSError, TimeoutError) as error:
+            raise _unavailable() from error
         _judge(answer)
 
     async def check(self) -> None:
         """Pings the daemon."""
         try:
-            await asyncio.wait_for(asyncio.to_thread(lambda: self._client().ping()), self._timeout)
-        except (clamd.ClamdError, OSError, TimeoutError) as error:
+            async with asyncio.timeout(self._timeout):
+                with await self._connected() as connection:
+                    await asyncio.get_running_loop().sock_sendall(connection, b"zPING\0")
+                    answer = await _receive(connection)
+        except (OSError, TimeoutError) as error:
             raise _unavailable() from error
+        if answer != "PONG":
+            raise _unavailable()
 
-    def _instream(self, path: Path) -> str:
-        """clamd's INSTREAM: blocks with a four-byte length before each, an empty one at the end.
-
-        The package's own instream may send a block in part, and loses the answer when clamd hangs up early.
-        """
-        with self._connect() as connection, path.open("rb") as file:
+    async def _instream(self, path: Path) -> str:
+        """clamd's INSTREAM: blocks with a four-byte length before each, an empty one at the end."""
+        loop = asyncio.get_running_loop()
+        with await self._connected() as connection, path.open("rb") as file:
             try:
-                connection.sendall(b"zINSTREAM\0")
-                while block := file.read(BLOCK_BYTES):
-                    connection.sendall(struct.pack("!I", len(block)) + block)
-                connection.sendall(struct.pack("!I", 0))
+                await loop.sock_sendall(connection, b"zINSTREAM\0")
+                while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+                    await loop.sock_sendall(connection, struct.pack("!I", len(block)) + block)
+                await loop.sock_sendall(connection, struct.pack("!I", 0))
             except (BrokenPipeError, ConnectionResetError) as error:
                 # It has heard enough (its size limit, usually) and has said so before it hung up.
-                answer = _receive(connection)
+                answer = await _receive(connection)
                 if not answer:
                     raise error from None
                 return answer
-            return _receive(connection)
+            return await _receive(connection)
 
-    def _connect(self) -> socket.socket:
+    async def _connected(self) -> socket.socket:
+        """Raises OSError where nobody listens."""
         if self._address.startswith("unix:"):
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(self._timeout)
-            connection.connect(self._address.removeprefix("unix:"))
-            return connection
+            return await _connection(socket.AF_UNIX, self._address.removeprefix("unix:"))
         url = urlsplit(self._address)
-        return socket.create_connection((url.hostname, url.port or PORT), self._timeout)
+        found = await asyncio.get_running_loop().getaddrinfo(
+            url.hostname or "", url.port or PORT, type=socket.SOCK_STREAM
+        )
+        refusal = OSError("no address")
+        for family, _, _, _, address in found:
+            try:
+                return await _connection(family, address)
+            except OSError as error:
+                refusal = error
+        raise refusal
 
-    def _client(self) -> clamd.ClamdNetworkSocket:
-        if self._address.startswith("unix:"):
-            return clamd.ClamdUnixSocket(self._address.removeprefix("unix:"), timeout=self._timeout)
-        url = urlsplit(self._address)
-        return clamd.ClamdNetworkSocket(url.hostname or "", url.port or PORT, timeout=self._timeout)
+
+async def _connection(family: int, address: Any) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, address)
+    except BaseException:  # cancelled, too
+        connection.close()
+        raise
+    return connection
 
 
-def _receive(connection: socket.socket) -> str:
-    answer = b""
-    while not answer.endswith(b"\0") and (part := connection.recv(4096)):
+async def _receive(connection: socket.socket) -> str:
+    answer, loop = b"", asyncio.get_running_loop()
+    while not answer.endswith(b"\0") and (part := await loop.sock_recv(connection, ANSWER_BYTES)):
         answer += part
     return answer.rstrip(b"\0").decode("utf-8", "replace").strip()
 

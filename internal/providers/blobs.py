@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,8 +113,9 @@ class BlobStore:
         key = "health/check"
         try:
             await obstore.put_async(self._store, key, b"ok")
-            await (await obstore.get_async(self._store, key)).bytes_async()
-            await obstore.delete_async(self._store, key)
+            with suppress(FileNotFoundError):  # another server removed it: it may write here as well
+                await (await obstore.get_async(self._store, key)).bytes_async()
+                await obstore.delete_async(self._store, key)
         except (BaseError, OSError) as error:
             raise _unavailable() from error
 

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -140,12 +140,17 @@ async def pending(dsn: str, path: Path | None = None) -> list[str]:
     """Names of migrations that the database doesn't have yet; any login role may ask."""
     conn = await asyncpg.connect(dsn)
     try:
-        if not await conn.fetchval("select to_regclass('public.schema_migrations') is not null"):
-            return [item.name for item in read_all(path)]
-        known = {row["name"] for row in await conn.fetch("select name from schema_migrations")}
-        return [item.name for item in read_all(path) if item.name not in known]
+        return await lacking(conn, [item.name for item in read_all(path)])
     finally:
         await conn.close()
+
+
+async def lacking(conn: asyncpg.Connection, names: Sequence[str]) -> list[str]:
+    """Those of `names` that this database doesn't have."""
+    if not await conn.fetchval("select to_regclass('public.schema_migrations') is not null"):
+        return list(names)
+    known = {row["name"] for row in await conn.fetch("select name from schema_migrations")}
+    return [name for name in names if name not in known]
 
 
 async def _queue_embedding(conn: asyncpg.Connection, space: Space, max_retries: int) -> None:

@@ -1,7 +1,7 @@
 """The only door to the database. No repository exists without a transaction, and no transaction without a tenant."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import cast
@@ -25,6 +25,7 @@ from internal.repositories.identity import DirectoryRepository, IdentityReposito
 from internal.repositories.ledger import LedgerRepository
 from internal.repositories.lexicon import LexiconRepository
 from internal.repositories.messages import MessageRepository
+from internal.repositories.migrate import lacking
 from internal.repositories.notices import NoticeRepository
 from internal.repositories.objects import ObjectRepository
 from internal.repositories.outbox import OutboxRepository
@@ -217,6 +218,13 @@ class Store:
         async with self._connection() as conn:
             await conn.execute("select 1")
         return (time.perf_counter() - started) * 1000
+
+    async def check_schema(self, migrations: Sequence[str]) -> None:
+        """Raises DATABASE_UNAVAILABLE when the database lacks some of these."""
+        async with self._connection() as conn:
+            missing = await lacking(conn, migrations)
+        if missing:
+            raise AppError(Code.DATABASE_UNAVAILABLE, f"{len(missing)} migrations are missing: run `dreamhub migrate`.")
 
     async def find_space(self, space: Space) -> Space | None:
         """The registered embedding space with this model, version and dimension."""

@@ -2,36 +2,70 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 
 from pkg import logger
 
 WAIT_SECONDS = 2.0
+FRESH_SECONDS = 1.0
 
 Check = Callable[[], Awaitable[object]]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """One dependency: `up` or `down`, and the milliseconds until that was known."""
+    """One dependency: `up`, `down`, or `off` where it isn't used, and the milliseconds until that was known."""
 
     status: str
     ms: float
 
 
-class HealthService:
-    """Asks every dependency at once. A check raises when its dependency is down, which is logged once."""
+class Readiness(msgspec.Struct, frozen=True):
+    """`ready` when all that is used answers; `degraded` when what is down stops only a part; else `unready`."""
 
-    def __init__(self, checks: Mapping[str, Check]) -> None:
+    status: str
+    checks: dict[str, Health]
+
+
+class HealthService:
+    """Asks every dependency at once. A check raises when its dependency is down, which is logged once.
+
+    Nothing works without the `needed`. What one caller learns serves others for a second: anybody may ask.
+    """
+
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        *,
+        needed: Collection[str],
+        off: Collection[str] = (),
+        fresh_seconds: float = FRESH_SECONDS,
+    ) -> None:
         self._checks = dict(checks)
+        self._needed = frozenset(needed)
+        self._off = tuple(off)
+        self._fresh_seconds = fresh_seconds
+        self._asking: asyncio.Task[Readiness] | None = None
+        self._asked_at = -fresh_seconds
         self._down: set[str] = set()
         self._log = logger.get("health")
 
-    async def ready(self) -> dict[str, Health]:
+    async def ready(self) -> Readiness:
         """The state of each dependency, within two seconds."""
+        now = time.monotonic()
+        if self._asking is None or (self._asking.done() and now - self._asked_at >= self._fresh_seconds):
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(self._asking)
+
+    async def _ask_all(self) -> Readiness:
         found = await asyncio.gather(*(self._ask(name, check) for name, check in self._checks.items()))
-        return dict(zip(self._checks, found, strict=True))
+        checks = dict(zip(self._checks, found, strict=True)) | dict.fromkeys(self._off, Health("off", 0.0))
+        down = {name for name, health in checks.items() if health.status == "down"}
+        if down & self._needed:
+            return Readiness("unready", checks)
+        return Readiness("degraded" if down else "ready", checks)
 
     async def _ask(self, name: str, check: Check) -> Health:
         started = time.perf_counter()

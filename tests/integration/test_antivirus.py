@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import zipfile
 from collections.abc import Generator
 from pathlib import Path
@@ -89,6 +90,49 @@ async def test_a_scanner_that_hangs_accepts_nothing(tmp_path):
     async with await asyncio.start_unix_server(silent, tmp_path / "slow.sock"):
         slow = open_antivirus(Scan(clamd=f"unix:{tmp_path}/slow.sock", timeout_seconds=0.3))
         assert await refusal(slow, tmp_path / "a.txt") == Code.SCAN_UNAVAILABLE
+
+
+async def test_waiting_for_a_turn_counts_as_waiting_for_the_scanner(antivirus, folder, tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    hasty = open_antivirus(Scan(clamd=f"unix:{folder / 'clamd.sock'}", timeout_seconds=1))
+    daemon = int((folder / "clamd.pid").read_text())
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(10):
+            refused = await asyncio.gather(*(refusal(hasty, tmp_path / "a.txt") for _ in range(30)))
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert set(refused) == {Code.SCAN_UNAVAILABLE}
+    await antivirus.scan(tmp_path / "a.txt")
+
+
+async def test_a_caller_who_leaves_frees_the_scanner(antivirus, tmp_path):
+    (tmp_path / "big.bin").write_bytes(os.urandom(1024 * 1024))
+    for _ in range(20):
+        leaving = asyncio.create_task(antivirus.scan(tmp_path / "big.bin"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+    await antivirus.scan(tmp_path / "big.bin")
+
+
+async def test_a_scanner_behind_a_port(antivirus, folder, tmp_path):
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.write_eof()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        beyond = await asyncio.open_unix_connection(folder / "clamd.sock")
+        await asyncio.gather(carry(reader, beyond[1]), carry(beyond[0], writer))
+        writer.close()
+
+    (tmp_path / "a.txt").write_bytes(SIGNATURE)
+    async with await asyncio.start_server(forward, "localhost", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = open_antivirus(Scan(clamd=f"tcp://localhost:{port}", timeout_seconds=5))
+        await found.check()
+        assert await refusal(found, tmp_path / "a.txt") == Code.FILE_INFECTED
 
 
 async def test_without_a_scanner_everything_comes_in(tmp_path):
