@@ -175,7 +175,11 @@ class Tasks(Section):
     dead_days: int = Field(default=90, ge=1, le=3650, description="after so long a dead letter is given up")
     inflight_per_tenant: int = Field(default=4, ge=1)
     window: int = Field(default=64, ge=1, description="tasks that may lie in Redis at a time, a queue")
-    concurrency: int = Field(default=2, ge=1, description="tasks that one worker runs at a time")
+    concurrency: int = Field(
+        default=2,
+        ge=1,
+        description="tasks that one worker runs at a time, besides one of a tenant that has nothing running",
+    )
 
 
 class Log(Section):

@@ -58,11 +58,15 @@ class TaskQueue:
                 if wakeup.number > 1:
                     earlier = Wakeup(wakeup.task_id, wakeup.number - 1).job_id
                     pipe.zrem(name, earlier)
+                    pipe.zrem(firsts_name(queue), earlier)
                     pipe.delete(job_key_prefix + earlier)
                 job = serialize_job(FUNCTION, (str(wakeup.task_id), wakeup.number), {}, None, now, serializer=_dumps)
                 pipe.psetex(job_key_prefix + wakeup.job_id, DAY_SECONDS * 1000, job)
                 # A fraction of a millisecond keeps the order of the batch.
-                pipe.zadd(name, {wakeup.job_id: now + wakeup.turn * TURN_MS + place / len(wakeups)})
+                score = now + wakeup.turn * TURN_MS + place / len(wakeups)
+                pipe.zadd(name, {wakeup.job_id: score})
+                if 0 < wakeup.turn <= 1:
+                    pipe.zadd(firsts_name(queue), {wakeup.job_id: score})
             await pipe.execute()
 
     async def missing(self, queue: Queue, wakeups: Sequence[Wakeup]) -> list[Wakeup]:
@@ -108,6 +112,7 @@ class Consumer:
         self._slots = slots
         self._receive = receive
         self._rounds = 0
+        self._seen: dict[Queue, bytes] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._log = logger.get("queue")
 
@@ -115,6 +120,11 @@ class Consumer:
     def full(self) -> bool:
         """Whether every slot is taken."""
         return len(self._running) >= self._slots
+
+    @property
+    def closed(self) -> bool:
+        """Whether the guest's place is taken too."""
+        return len(self._running) > self._slots
 
     async def poll(self) -> bool:
         """Starts as many waiting jobs as there are free slots; True when it started one. Raises REDIS_UNAVAILABLE.
@@ -129,11 +139,39 @@ class Consumer:
                 started += await self._start(queue, free)
         return started > 0
 
+    async def poll_guest(self) -> bool:
+        """With every slot taken: starts the first task of a tenant that has nothing running; True when it did.
+
+        So long tasks of one tenant don't hold up another's. A task is taken that lay there at the last look already,
+        for another worker may have a slot for it. Raises REDIS_UNAVAILABLE.
+        """
+        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for queue in self._queues:
+                pipe.zrange(firsts_name(queue), 0, 0)
+            heads: list[list[bytes]] = await pipe.execute()
+        before = self._seen
+        self._seen = {queue: head[0] for queue, head in zip(self._queues, heads, strict=True) if head}
+        for queue, head in self._seen.items():
+            if before.get(queue) == head and await self._take(queue, head):
+                return True
+        return False
+
+    async def _take(self, queue: Queue, job_id: bytes) -> bool:
+        """Starts a task unless somebody else has it."""
+        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zrem(firsts_name(queue), job_id)
+            pipe.zrem(queue_name(queue), job_id)
+            _, mine = await pipe.execute()
+        return bool(mine) and await self._run(queue, [job_id.decode(errors="replace")]) > 0
+
     async def _start(self, queue: Queue, limit: int) -> int:
         """Pops and starts up to `limit` jobs, the oldest first; answers how many."""
         async with reachable():
             popped: list[tuple[bytes, float]] = await self._redis.zpopmin(queue_name(queue), limit)
-        job_ids = [job_id.decode(errors="replace") for job_id, _score in popped]
+        return await self._run(queue, [job_id.decode(errors="replace") for job_id, _score in popped])
+
+    async def _run(self, queue: Queue, job_ids: Sequence[str]) -> int:
+        """Starts jobs that were taken out of the queue, and drops what else Redis has of them."""
         for job_id in job_ids:
             try:
                 wakeup = Wakeup.of(job_id)
@@ -145,8 +183,10 @@ class Consumer:
             self._running.add(running)
             running.add_done_callback(self._running.discard)
         if job_ids:
-            async with reachable():
-                await self._redis.unlink(*(job_key_prefix + job_id for job_id in job_ids))
+            async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+                pipe.unlink(*(job_key_prefix + job_id for job_id in job_ids))
+                pipe.zrem(firsts_name(queue), *job_ids)
+                await pipe.execute()
         return len(job_ids)
 
     async def drain(self, seconds: float) -> bool:
@@ -160,6 +200,11 @@ class Consumer:
 def queue_name(queue: Queue) -> str:
     """Name of the sorted set."""
     return f"arq:{queue.value}"
+
+
+def firsts_name(queue: Queue) -> str:
+    """Name of the sorted set of those waiting tasks whose tenant has nothing else running or lying in the queue."""
+    return f"dreamhub:firsts:{queue.value}"
 
 
 def _dumps(value: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 
 import msgspec
@@ -24,6 +25,7 @@ from pkg.config import Settings
 from pkg.ctxutil import Context, bound
 from pkg.resilience import backoff
 
+GUEST_SECONDS = 0.25  # between looks for a tenant that has nothing running, while every slot is taken
 BUSY_SECONDS = 0.01  # after a poll that found work, or a slot that became free: more of them come together
 IDLE_SECONDS = 0.05
 CANCEL_SECONDS = 1.0  # a request to cancel is seen within this, and takes effect within twice that
@@ -59,7 +61,8 @@ class _Attempt:
 
 
 class Worker:
-    """Runs up to `tasks.concurrency` tasks of the named queues at a time, the first queue's first."""
+    """Runs up to `tasks.concurrency` tasks of the named queues at a time, the first queue's first, and beside them one
+    of a tenant that has nothing running."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class Worker:
                 self._freed.clear()
                 busy = await consumer.poll()
                 if consumer.full:
-                    await self._freed.wait()
+                    await self._full(consumer)
                     busy = True
                 delay = BUSY_SECONDS if busy else IDLE_SECONDS
                 failures = 0
@@ -119,6 +122,15 @@ class Worker:
         """Takes no more tasks; `run` returns when those under way have ended or were put back."""
         self._stopping.set()
         self._freed.set()
+
+    async def _full(self, consumer: Consumer) -> None:
+        """Waits for a slot to become free, and lets a guest in meanwhile."""
+        while not self._freed.is_set():
+            if consumer.closed or await consumer.poll_guest():
+                await self._freed.wait()
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), GUEST_SECONDS)
 
     async def _drain(self, consumer: Consumer) -> None:
         self._log.info("worker drains", running=self.busy)

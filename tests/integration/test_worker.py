@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
+from uuid import UUID
 
 import pytest
+from arq.connections import ArqRedis
 
 from internal.entities.tasks import Lease, Queue, TaskStatus, Wakeup
 from internal.worker import runner
@@ -218,6 +220,52 @@ async def test_no_more_tasks_run_at_a_time_than_there_are_slots(ledger: Ledger) 
         for task in tasks:
             await ledger.until(ctx, task.id, TaskStatus.SUCCEEDED)
     assert peak == 3
+
+
+async def test_long_tasks_of_one_tenant_leave_a_place_for_anothers(ledger: Ledger) -> None:
+    release = asyncio.Event()
+    running: set[UUID] = set()
+
+    async def long(_ctx: Context, lease: Lease) -> dict[str, Any]:
+        running.add(lease.task.id)
+        await release.wait()
+        return {}
+
+    one, two, three = await ledger.tenant(), await ledger.tenant(), await ledger.tenant()
+    jobs = ledger.jobs(long=long)
+    async with ledger.relay(), ledger.worker(jobs, concurrency=2):
+        tasks = await ledger.add(one, "long", count=4)
+
+        async def filled() -> bool:
+            return len(running) == 2
+
+        await eventually(filled)
+        (guest,) = await ledger.add(two, "note")
+        await ledger.until(two, guest.id, TaskStatus.SUCCEEDED, seconds=10)
+        (second,) = await ledger.add(two, "long")
+
+        async def let_in() -> bool:
+            return second.id in running
+
+        await eventually(let_in)
+        (third,) = await ledger.add(three, "note")
+        await asyncio.sleep(1)
+        assert (await ledger.get(three, third.id)).status is TaskStatus.QUEUED
+        assert len(running) == 3
+        release.set()
+        for task in tasks:
+            await ledger.until(one, task.id, TaskStatus.SUCCEEDED)
+        await ledger.until(three, third.id, TaskStatus.SUCCEEDED)
+    assert await redis_keys(ledger) == []
+
+
+async def redis_keys(ledger: Ledger) -> list[bytes]:
+    """What the queues have left in Redis."""
+    redis = ArqRedis.from_url(ledger.redis_url)
+    try:
+        return [key for pattern in ("arq:*", "dreamhub:firsts:*") for key in await redis.keys(pattern)]
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 async def test_workers_are_counted_while_they_live(ledger: Ledger) -> None:
