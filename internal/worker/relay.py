@@ -2,9 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
-from internal.entities.events import KEPT
+from internal.entities.events import KEPT, PublishedEvent
 from internal.entities.tasks import Queue, Wakeup
 from internal.repositories.store import Store
 from internal.repositories.wakeup import NewsLine
@@ -42,22 +43,31 @@ class Relay:
         self._tasks = settings.tasks
         self._log = logger.get("relay")
         self._stopping = False
+        self._failures = 0
+        # One for all terms of office: who leads again within a moment needn't do everything anew.
+        self._schedule = Schedule(
+            (
+                Chore(name="hold", every_seconds=HOLD_SECONDS, action=self._news.hold),
+                Chore(name="sweep", every_seconds=SWEEP_SECONDS, action=self.sweep),
+                Chore(name="tidy", every_seconds=TIDY_SECONDS, action=self.tidy),
+                # Last, because a Redis that is away must keep nobody from the others.
+                Chore(name="mend", every_seconds=MEND_SECONDS, action=self.mend),
+            )
+        )
 
     async def run(self) -> None:
         """Works until `stop`. A server that is away is waited for, however long it takes."""
-        failures = 0
         while not self._stopping:
             try:
                 await self._news.open()
                 while not self._stopping:
                     if await self._news.lead():
-                        failures = 0
                         await self._work()
                     else:
                         await self._news.wait(FOLLOW_SECONDS)
             except AppError as error:
-                failures += 1
-                delay = backoff(failures, base=0.2, cap=3.0)
+                self._failures += 1
+                delay = backoff(self._failures, base=0.2, cap=3.0)
                 self._log.warning("relay waits", code=error.code.value, detail=error.detail, seconds=round(delay, 1))
                 await asyncio.sleep(delay)
         await self._news.close()
@@ -70,22 +80,16 @@ class Relay:
     async def _work(self) -> None:
         """Rounds of a leader until it stops or a server goes away."""
         self._log.info("relay leads")
-        schedule = Schedule(
-            (
-                Chore(name="hold", every_seconds=HOLD_SECONDS, action=self._news.hold),
-                Chore(name="sweep", every_seconds=SWEEP_SECONDS, action=self.sweep),
-                Chore(name="mend", every_seconds=MEND_SECONDS, action=self.mend),
-                Chore(name="tidy", every_seconds=TIDY_SECONDS, action=self.tidy),
-            )
-        )
         while not self._stopping:
             # First what needs no Redis: while it is away events get their numbers, and followers find them by polling.
-            moved = await self.publish()
-            await schedule.run_due()
-            moved += await self.dispatch()
+            events = await self.number()
+            await self._schedule.run_due()
+            moved = await self.dispatch()
+            await self.publish(events)
+            self._failures = 0
             await asyncio.sleep(BREATH_SECONDS)
-            if not moved:
-                await self._news.wait(min(POLL_SECONDS, schedule.seconds_to_next()))
+            if not moved and not events:
+                await self._news.wait(min(POLL_SECONDS, self._schedule.seconds_to_next()))
 
     async def dispatch(self) -> int:
         """Fills each queue's window in Redis from the ledger; answers how many tasks were sent.
@@ -127,19 +131,21 @@ class Relay:
         for task_id, status in swept:
             self._log.warning("lease lost", task_id=str(task_id), status=status.value)
 
-    async def publish(self) -> int:
-        """Hands events on at least once: they are marked only after Redis has taken them."""
+    async def number(self) -> list[PublishedEvent]:
+        """Gives new events their places, and answers those that are still to be handed on."""
         async with self._store.system("number new events") as tx:
-            events = await tx.ledger.publish(EVENTS_A_ROUND)
+            return await tx.ledger.publish(EVENTS_A_ROUND)
+
+    async def publish(self, events: Sequence[PublishedEvent]) -> None:
+        """Hands events on at least once: they are marked only after Redis has taken them."""
         if not events:
-            return 0
+            return
         await self._queue.broadcast(events)
         await failpoints.hit("relay.after_broadcast")
         async with self._store.system("mark events as handed on") as tx:
             await tx.ledger.mark_published(events)
         for event in events:
             self._log.debug("event", kind=event.kind, tenant_id=str(event.tenant_id), position=event.position)
-        return len(events)
 
     async def tidy(self) -> None:
         """Forgets old keys and events, gives up old dead letters, has expired uploads removed and objects compared."""

@@ -98,8 +98,14 @@ async def test_tasks_wait_out_a_redis_that_is_away(outage: Outage, ledger: Ledge
     assert sorted(ledger.effects.order) == sorted(task.id for task in before + during)
 
 
-async def test_events_have_their_places_while_redis_is_away(outage: Outage, ledger: Ledger) -> None:
+async def test_events_have_their_places_and_leases_end_while_redis_is_away(outage: Outage, ledger: Ledger) -> None:
     ctx = await ledger.tenant()
+    (lost,) = await ledger.add(ctx)
+    await ledger.inspector.execute(
+        "update tasks set status = 'running', worker = 'gone', fence = 1, attempts = 1,"
+        " dispatched_at = now() - interval '1 hour', lease_until = now() - interval '1 hour' where id = $1",
+        lost.id,
+    )
     outage.redis_server.stop()
     try:
         async with ledger.relay():
@@ -114,6 +120,7 @@ async def test_events_have_their_places_while_redis_is_away(outage: Outage, ledg
                 return [row["position"] for row in found] == [1, 2, 3]
 
             await eventually(numbered)
+            await ledger.until(ctx, lost.id, TaskStatus.QUEUED)
     finally:
         await outage.redis_server.start()
 
