@@ -133,6 +133,12 @@ class IdentityRepository:
             expires_at,
         )
 
+    async def confirm_sign_in(self, sign_in: SignIn) -> bool:
+        """Whether it still holds, as `lock_sign_ins` does: until the transaction ends nobody changes that."""
+        return sure(
+            await self._conn.fetchval("select confirm_sign_in_v1($1, $2)", sign_in.user_id, sign_in.password_hash)
+        )
+
     async def lock_sign_ins(self, digest: bytes) -> None:
         """Until the transaction ends, nobody else makes, uses or ends refresh tokens of this known token's user.
 

@@ -54,15 +54,16 @@ class SessionService:
             candidates = [item for item in candidates if item.tenant_id == tenant_id]
         matching = await self._matching(candidates, password)
         if not matching:
-            self._log.warning("sign-in refused", address=visitor.address)
-            raise AppError(
-                Code.AUTH_BAD_CREDENTIALS, "E-mail address and password don't match; check both and try again."
-            )
+            raise self._refused(visitor)
         await self._failures.give_back(bucket)
         if len(matching) > 1:
             raise _which(matching)
-        ctx = _context(visitor, matching[0].tenant_id, matching[0].user_id)
+        found = matching[0]
+        ctx = _context(visitor, found.tenant_id, found.user_id)
         async with self._store.tenant(ctx) as tx:
+            # Comparing took its time: a sign-in with a password that was replaced meanwhile would outlive its end.
+            if not await tx.identity.confirm_sign_in(found):
+                raise self._refused(visitor)
             return await self._issue(tx, ctx, family=new_id())
 
     async def refresh(self, visitor: Visitor, token: str) -> TokenPair:
@@ -99,6 +100,10 @@ class SessionService:
         if not candidates:
             await self._passwords.matches(password, None)
         return [item for item in candidates if await self._passwords.matches(password, item.password_hash)]
+
+    def _refused(self, visitor: Visitor) -> AppError:
+        self._log.warning("sign-in refused", address=visitor.address)
+        return AppError(Code.AUTH_BAD_CREDENTIALS, "E-mail address and password don't match; check both and try again.")
 
     async def _issue(self, tx: Tx, ctx: Context, *, family: UUID) -> TokenPair:
         refresh = PREFIX + _base64(ctx.tenant_id.bytes + ctx.user_id.bytes + secrets.token_bytes(SECRET_BYTES))

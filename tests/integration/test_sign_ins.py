@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from internal.entities.identity import TokenPair, Visitor
+from internal.services.passwords import Passwords
 from internal.services.sessions import SessionService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
@@ -55,6 +56,40 @@ async def set_password(api: Running, owner: Context) -> None:
         (found,) = await directory.find_sign_ins(EMAIL)
     async with api.services.store.tenant(owner) as tx:
         assert await tx.identity.set_member(owner.user_id, role=None, password_hash=found.password_hash)
+
+
+async def waiting_or_done(conn: asyncpg.Connection, task: asyncio.Task[TokenPair]) -> None:
+    """Returns once the task's transaction waits for a lock, or the task has ended."""
+    waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    while not task.done() and not await conn.fetchval(waits):
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("ending", ["password", "removal"])
+async def test_a_sign_in_under_way_is_refused_when_its_password_or_member_goes(
+    api: Running, owner: Context, module_database: Database, ending: str
+) -> None:
+    sessions = api.services.api.sessions
+    email = f"{ending}@racing.example"
+    hashed, other = [await Passwords().hash(text) for text in (PASSWORD, "another password altogether")]
+    async with api.services.store.tenant(owner) as tx:
+        user = await tx.identity.add_member(email, hashed, Role.MEMBER)
+    assert user is not None
+    conn = await asyncpg.connect(module_database.superuser)
+    try:
+        async with api.services.store.tenant(owner) as tx:
+            if ending == "password":
+                assert await tx.identity.set_member(user, role=None, password_hash=other)
+            else:
+                assert await tx.identity.remove_member(user)
+            signing = asyncio.create_task(sessions.sign_in(VISITOR, email, PASSWORD, None))
+            await waiting_or_done(conn, signing)
+        with pytest.raises(AppError) as refused:
+            await signing
+        assert refused.value.code is Code.AUTH_BAD_CREDENTIALS
+        assert not await conn.fetchval("select exists (select 1 from refresh_tokens where user_id = $1)", user)
+    finally:
+        await conn.close()
 
 
 @pytest.mark.parametrize("ending", ["sign-out", "reuse", "password"])
