@@ -45,6 +45,11 @@ class TaskKind(StrEnum):
     SWEEP_OBJECTS = "sweep_objects"
 
 
+INGEST_VERSION = 2
+PURGE_VERSION = 2
+"""What these tasks mean today: a content may be a document's history, or its next version. Workers that don't know of
+that put them back for others; raise it whenever older workers would do a task wrongly."""
+
 REMOVALS = frozenset({TaskKind.PURGE_CONTENT, TaskKind.PURGE_UPLOADS})
 """Their document is gone for its readers already: nobody may cancel them, or its text and file would stay for good."""
 

@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from internal.entities.ids import new_id
+from internal.entities.tasks import INGEST_VERSION
 from internal.repositories.rows import sure
 from internal.repositories.spaces import Space, create_space
 from pkg import failpoints, logger
@@ -176,9 +177,18 @@ async def _queue_embedding(conn: asyncpg.Connection, space: Space, max_retries: 
     await conn.executemany(
         "insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id, document_id,"
         " content_id, max_retries, payload)"
-        " values ($1, $2, 'ingest_content', 1, 'batch', $3, 'member', '', '', $4, $5, $6, $7::text::jsonb)",
+        " values ($1, $2, 'ingest_content', $8, 'batch', $3, 'member', '', '', $4, $5, $6, $7::text::jsonb)",
         [
-            (row["tenant_id"], new_id(), row["owner_id"], row["id"], row["content_id"], max_retries, wanted)
+            (
+                row["tenant_id"],
+                new_id(),
+                row["owner_id"],
+                row["id"],
+                row["content_id"],
+                max_retries,
+                wanted,
+                INGEST_VERSION,
+            )
             for row in rows
         ],
     )

@@ -20,7 +20,7 @@ from internal.entities.documents import (
 )
 from internal.entities.events import DocumentDeleted, FileUploaded
 from internal.entities.ids import new_id
-from internal.entities.tasks import NewTask, Queue, Task, TaskStatus
+from internal.entities.tasks import INGEST_VERSION, NewTask, Queue, Task, TaskKind, TaskStatus
 from internal.parsers.detect import detect
 from internal.providers.antivirus import Antivirus
 from internal.providers.blobs import BlobStore
@@ -303,8 +303,8 @@ async def reading(tx: Tx, document_id: UUID, content_id: UUID, priority: str | N
     if priority is None and await tx.room.unfinished_of_user(queue, BULK_FILES) >= BULK_FILES:
         queue = Queue.BATCH
     return NewTask(
-        kind="ingest_content",
-        version=1,
+        kind=TaskKind.INGEST_CONTENT,
+        version=INGEST_VERSION,
         queue=queue,
         priority=1 if priority == "high" else 0,
         document_id=document_id,

@@ -4,7 +4,7 @@ nobody went on with."""
 from typing import Any
 from uuid import UUID
 
-from internal.entities.tasks import Lease, NewTask, Queue
+from internal.entities.tasks import PURGE_VERSION, Lease, NewTask, Queue, TaskKind
 from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
 from pkg import failpoints, logger
@@ -21,9 +21,9 @@ UPLOADS = 100
 def purging(content_id: UUID, *, document_id: UUID | None = None) -> NewTask:
     """The task that removes of a content whatever nobody needs. With a document it ends like that one's others."""
     return NewTask(
-        kind="purge_content",
+        kind=TaskKind.PURGE_CONTENT,
         bounded=False,
-        version=1,
+        version=PURGE_VERSION,
         queue=Queue.DEFAULT,
         document_id=document_id,
         content_id=content_id,

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from internal.entities.tasks import Lease, TaskKind
+from internal.entities.tasks import INGEST_VERSION, PURGE_VERSION, Lease, TaskKind
 from pkg.apperr import SettingsError
 from pkg.ctxutil import Context
 
@@ -53,8 +53,8 @@ def product_jobs(
     """The product's jobs, complete or not at all."""
     jobs = Jobs(
         (
-            Job(kind=TaskKind.INGEST_CONTENT, version=1, handler=ingest_content),
-            Job(kind=TaskKind.PURGE_CONTENT, version=1, handler=purge_content),
+            Job(kind=TaskKind.INGEST_CONTENT, version=INGEST_VERSION, handler=ingest_content),
+            Job(kind=TaskKind.PURGE_CONTENT, version=PURGE_VERSION, handler=purge_content),
             Job(kind=TaskKind.PURGE_UPLOADS, version=1, handler=purge_uploads),
             Job(kind=TaskKind.SWEEP_OBJECTS, version=1, handler=sweep_objects),
         )

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from internal.entities.search import Space
+from internal.entities.tasks import INGEST_VERSION
 from internal.repositories import migrate
 from tests.seeds import Seeded, seed
 from tests.servers import Database
@@ -19,10 +20,10 @@ async def conn(database: Database):
     await found.close()
 
 
-async def queued(conn: asyncpg.Connection, tenant: Seeded) -> list[tuple[str, str, str]]:
+async def queued(conn: asyncpg.Connection, tenant: Seeded) -> list[tuple[str, str, str, int]]:
     rows = await conn.fetch(
-        "select document_id::text, user_id::text, queue from tasks where tenant_id = $1 and kind = 'ingest_content'"
-        " and content_id is not null and status = 'queued' order by 1",
+        "select document_id::text, user_id::text, queue, version from tasks where tenant_id = $1"
+        " and kind = 'ingest_content' and content_id is not null and status = 'queued' order by 1",
         tenant.tenant,
     )
     return [tuple(row) for row in rows]
@@ -31,7 +32,9 @@ async def queued(conn: asyncpg.Connection, tenant: Seeded) -> list[tuple[str, st
 async def test_contents_of_another_model_are_queued_once(database, conn):
     tenant = await seed(conn)
     await migrate.migrate(database.owner, OTHER)
-    expected = sorted((str(document), str(tenant.owner), "batch") for document in (tenant.shared, tenant.private))
+    expected = sorted(
+        (str(document), str(tenant.owner), "batch", INGEST_VERSION) for document in (tenant.shared, tenant.private)
+    )
     assert await queued(conn, tenant) == expected
     await migrate.migrate(database.owner, OTHER)
     assert await queued(conn, tenant) == expected

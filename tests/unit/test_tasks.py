@@ -119,7 +119,7 @@ def test_start_fails_when_a_kind_has_no_job_or_two() -> None:
     with pytest.raises(SettingsError, match="two jobs"):
         Jobs([Job(kind="twice", version=1, handler=nothing)] * 2)
     jobs = product_jobs(ingest_content=nothing, purge_content=nothing, purge_uploads=nothing, sweep_objects=nothing)
-    assert jobs.versions == dict.fromkeys(TaskKind, 1)
+    assert set(jobs.versions) == set(TaskKind)
 
 
 def test_an_events_payload_carries_its_version_and_ids() -> None:
