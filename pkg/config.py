@@ -136,9 +136,13 @@ class Models(Section):
 
 
 class Scan(Section):
-    """clamd: `unix:/path`, `tcp://host:port`, or `off` (refused in production)."""
+    """clamd: `unix:/path`, `tcp://host:port`, or `off` (refused in production).
+
+    Where `clamd` isn't set, `up` starts one of its own, with the signatures of that folder.
+    """
 
     clamd: str = "off"
+    signatures: str = "/var/lib/clamav"
     timeout_seconds: float = Field(default=30.0, gt=0)
 
     @field_validator("clamd")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 # In two halves, so that no scanner takes this file for the test signature.
 SIGNATURE = ("X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-" + "ANTIVIRUS-TEST-FILE!$H+H*").encode()
+TEST_SIGNATURES = "44d88612fea8a8f36de82e1278abb02f:68:Eicar-Test-Signature\n"
 CONFIGURATION = """\
 Foreground yes
 DatabaseDirectory {folder}/db
@@ -32,7 +33,7 @@ def running_clamd() -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="clamd-") as name:
         root = Path(name)
         (root / "db").mkdir()
-        (root / "db" / "local.hdb").write_text("44d88612fea8a8f36de82e1278abb02f:68:Eicar-Test-Signature\n")
+        (root / "db" / "local.hdb").write_text(TEST_SIGNATURES)
         (root / "clamd.conf").write_text(CONFIGURATION.format(folder=root))
         with (root / "log").open("wb") as log:
             process = subprocess.Popen([program, "-c", str(root / "clamd.conf")], stdout=log, stderr=log)

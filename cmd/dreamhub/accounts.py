@@ -5,6 +5,7 @@ PostgreSQL refuses to run as root, so root starts both servers as `nobody`. That
 """
 
 import os
+import pwd
 import shutil
 import stat
 from importlib import metadata, util
@@ -49,6 +50,30 @@ def servers_account(data: Path) -> Account | None:
     if data.exists() and data.stat().st_uid != 0:
         return Account(data.stat().st_uid, data.stat().st_gid)
     return Account(NOBODY, NOBODY)
+
+
+def scanner_account() -> Account | None:
+    """None: as ourselves. Root drops to the user of Debian's clamav, else to nobody."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        found = pwd.getpwnam("clamav")
+    except KeyError:
+        return Account(NOBODY, NOBODY)
+    return Account(found.pw_uid, found.pw_gid)
+
+
+def own_folder(folder: Path, account: Account | None) -> None:
+    """Makes a folder that only `account` may enter."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    give(folder, account)
+
+
+def give(path: Path, account: Account | None) -> None:
+    """Makes `account` the owner."""
+    if account is not None:
+        os.chown(path, account.uid, account.gid)
 
 
 def servers_folder(home: Path, home_id: str) -> Path:

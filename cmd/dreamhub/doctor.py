@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from dreamhub import scanner
 from dreamhub.running import settings_of_running
 from internal.app import space_of
 from internal.parsers.sandbox import Sandbox
@@ -265,17 +266,20 @@ async def _embeddings(settings: Settings) -> list[Finding]:
 
 async def _clamd(settings: Settings) -> list[Finding]:
     if settings.scan.clamd == "off":
-        return [Finding(Level.WARN, "Virus scan", "off", "set SCAN__CLAMD to a clamd before strangers may upload")]
-    scanner = open_antivirus(settings.scan)
+        found = scanner.find(settings)
+        if isinstance(found, scanner.Off):
+            return [Finding(Level.WARN, "Virus scan", f"off: {found.reason}", found.remedy)]
+        return [Finding(Level.WARN, "Virus scan", f"off: {found} isn't used", f"{START}, or set SCAN__CLAMD")]
+    antivirus = open_antivirus(settings.scan)
     try:
-        await scanner.check()
+        await antivirus.check()
     except AppError as error:
         return [Finding(Level.FAIL, "Virus scan", error.detail, "check SCAN__CLAMD and that clamd is running")]
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample"
         sample.write_text(EICAR)
         try:
-            await scanner.scan(sample)
+            await antivirus.scan(sample)
         except AppError as error:
             if error.code is Code.FILE_INFECTED:
                 return [Finding(Level.OK, "Virus scan", "finds the test virus")]

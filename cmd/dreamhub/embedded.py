@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from dreamhub.accounts import NOBODY, Account, Binaries
+from dreamhub.accounts import NOBODY, Account, Binaries, give, own_folder
 from dreamhub.errors import StartError
 from dreamhub.processes import Record, die_with_parent, end, with_command
 
@@ -79,7 +79,7 @@ class Postgres:
 
         `password` is the superuser's. `durable=False` gives up safety after a power cut, for tests.
         """
-        _own_folder(self._folder, self._account)
+        own_folder(self._folder, self._account)
         if not self._data.exists():
             self._initialise(password)
         (self._data / "postgresql.conf").write_text(self._configuration(durable=durable))
@@ -133,7 +133,7 @@ class Postgres:
         password_file = self._folder / "password"
         password_file.touch(mode=0o600)
         password_file.write_text(password)
-        _give(password_file, self._account)
+        give(password_file, self._account)
         options = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8")
         try:
             made = subprocess.run(  # noqa: S603 - our own program and arguments
@@ -215,7 +215,7 @@ class Valkey:
 
     def prepare(self) -> None:
         """Writes its configuration, which holds the password and is therefore private."""
-        _own_folder(self._folder, self._account)
+        own_folder(self._folder, self._account)
         lines = (
             f"bind {LOOPBACK}",
             f"port {self.port}",
@@ -232,7 +232,7 @@ class Valkey:
         self._configuration_file.unlink(missing_ok=True)
         self._configuration_file.touch(mode=0o600)
         self._configuration_file.write_text("\n".join(lines) + "\n")
-        _give(self._configuration_file, self._account)
+        give(self._configuration_file, self._account)
 
     def program(self) -> Program:
         """Its command."""
@@ -268,17 +268,6 @@ def _with_a_name() -> list[str]:
     except KeyError:
         return ["unshare", "--user", f"--map-user={NOBODY}"]
     return []
-
-
-def _own_folder(folder: Path, account: Account | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    _give(folder, account)
-
-
-def _give(path: Path, account: Account | None) -> None:
-    if account is not None:
-        os.chown(path, account.uid, account.gid)
 
 
 def _shared_memory_type() -> str:

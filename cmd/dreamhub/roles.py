@@ -30,13 +30,14 @@ LOGINS = frozenset({"DB__DSN", "DB__WORKER_DSN", "DB__RELAY_DSN", "DB__OWNER_DSN
 
 
 class Addresses(msgspec.Struct, frozen=True, kw_only=True):
-    """Where everything is."""
+    """Where everything is. `clamd` is that of `up`, and empty where there is none."""
 
     host: str
     port: int
     redis_url: str
     models_url: str
     databases: Databases
+    clamd: str
 
     @property
     def url(self) -> str:
@@ -90,6 +91,8 @@ class Roles:
             "SERVER__PORT": str(addresses.port),
             "DB__DSN": addresses.databases.app,
         }
+        if addresses.clamd:
+            environment["SCAN__CLAMD"] = addresses.clamd
         spec = self._spec(
             "serve", environment, role="server", name="server", ready=lambda: _answers(addresses.url, "/readyz")
         )

@@ -19,6 +19,7 @@ class Running(msgspec.Struct, frozen=True):
     postgres_dsn: str
     redis_url: str
     models_url: str = ""
+    clamd: str = ""
 
 
 def settings_of_running(home: Path | None) -> Settings:
@@ -39,6 +40,8 @@ def settings_of_running(home: Path | None) -> Settings:
         overrides["blobs"] = {"url": (folder / "blobs").as_uri()}
     if not settings.models.url:
         overrides["models"] = {"url": up.models_url}
+    if up.clamd and "clamd" not in settings.scan.model_fields_set:
+        overrides["scan"] = {"clamd": up.clamd}
     return config.load(**overrides)
 
 

@@ -134,16 +134,24 @@ class Supervisor:
                 found.setdefault(child.spec.role, []).append(child.record)
         return found
 
-    async def start(self, spec: Spec, seconds: float) -> None:
-        """Starts a child and waits until it is ready. Raises StartError when it dies or takes longer."""
+    async def start(self, spec: Spec, seconds: float, *, optional: bool = False) -> None:
+        """Starts a child and waits until it is ready. Raises StartError when it dies or takes longer.
+
+        An `optional` one's failure is only told, and it is tried again.
+        """
         child = Child(spec)
         self._children.append(child)
         await child.spawn()
         self._changed()
         try:
-            await asyncio.wait_for(self._until_ready(child), seconds)
-        except TimeoutError:
-            raise StartError(f"{spec.name} was not ready after {seconds:.0f} s; see {spec.log.path}") from None
+            async with asyncio.timeout(seconds):
+                await self._until_ready(child)
+        except (StartError, TimeoutError) as raised:
+            late = StartError(f"{spec.name} was not ready after {seconds:.0f} s; see {spec.log.path}")
+            error = raised if isinstance(raised, StartError) else late
+            if not optional:
+                raise error from None
+            self._console.say(str(error))
         self._keepers.append(asyncio.create_task(self._keep(child)))
 
     async def stop(self, *order: tuple[str, ...]) -> None:

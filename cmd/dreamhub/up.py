@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import msgspec
 
-from dreamhub import databases
-from dreamhub.accounts import find_binaries, servers_account, servers_folder
+from dreamhub import databases, scanner
+from dreamhub.accounts import find_binaries, scanner_account, servers_account, servers_folder
 from dreamhub.console import Console, LogFile
 from dreamhub.embedded import SUPERUSER, Postgres, Program, Valkey, free_port
 from dreamhub.errors import StartError
@@ -21,6 +21,7 @@ from dreamhub.home import Home, Secrets
 from dreamhub.listener import Listener
 from dreamhub.processes import alive, die_with_parent, end, in_groups
 from dreamhub.roles import Addresses, Roles, local_models_url
+from dreamhub.scanner import Clamd, Off
 from dreamhub.supervisor import Spec, Supervisor
 from internal.repositories.migrate import LOGIN_ROLES
 from pkg import config
@@ -29,10 +30,11 @@ from pkg.version import version
 POSTGRES_SECONDS = 120.0  # recovery after a crash included
 REDIS_SECONDS = 15.0
 MODELS_SECONDS = 120.0
+CLAMD_SECONDS = 60.0  # eight million signatures take half of it
 SERVER_SECONDS = 120.0  # it is ready when the models are
 MIGRATE_SECONDS = 600.0
 REQUEST_SECONDS = 30.0
-STOP_ORDER = (("server",), ("worker", "relay"), ("models",), ("redis",), ("postgres",))
+STOP_ORDER = (("server",), ("worker", "relay"), ("models", "clamd"), ("redis",), ("postgres",))
 ORPHAN_STOP = ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0))
 
 
@@ -47,6 +49,7 @@ class UpFile(msgspec.Struct, kw_only=True):
     postgres_dsn: str
     redis_url: str
     models_url: str
+    clamd: str
     processes: dict[str, list[int]]
     version: str
 
@@ -84,6 +87,7 @@ class Up:
         self._name = f"dreamhub-{self._secrets.id}"
         self._up_file: UpFile | None = None
         self._listener: Listener | None = None
+        self._scan = settings.scan.clamd
 
     async def run(self) -> int:
         """Starts, waits for a signal, stops."""
@@ -124,6 +128,7 @@ class Up:
         self._console.say(f"DreamHub {version()} starts in {self._home.root}")
         models_url = self._settings.models.url or local_models_url(self._home)
         postgres, valkey = self._embedded()
+        clamd = self._scanner()
         async with asyncio.TaskGroup() as group:
             if valkey is not None:
                 group.create_task(self._start_valkey(valkey))
@@ -134,16 +139,20 @@ class Up:
             redis_url=valkey.url if valkey else self._settings.redis.url.get_secret_value(),
             models_url=models_url,
             databases=database.result(),
+            clamd=clamd.address if clamd else "",
         )
         roles = Roles(self._home, self._settings, self._secrets, addresses)
-        await self._start_roles(roles, listener)
+        await self._start_roles(roles, listener, clamd)
         await self._make_tenant(roles, addresses)
         self._write_up_file(roles, addresses)
         self._greet(addresses, time.monotonic() - began)
 
-    async def _start_roles(self, roles: Roles, listener: Listener) -> None:
-        """The models load while the database is migrated; the server says when all it needs answers."""
+    async def _start_roles(self, roles: Roles, listener: Listener, clamd: Clamd | None) -> None:
+        """Models and signatures load while the database is migrated; the server says when all it needs answers."""
         async with asyncio.TaskGroup() as group:
+            if clamd is not None:
+                spec = self._server_spec("clamd", clamd.program(), clamd)
+                group.create_task(self._supervisor.start(spec, CLAMD_SECONDS, optional=True))
             if not self._settings.models.url:
                 group.create_task(self._supervisor.start(roles.models(), MODELS_SECONDS))
             await self._migrate(roles)
@@ -202,6 +211,24 @@ class Up:
             valkey.prepare()
         return postgres, valkey
 
+    def _scanner(self) -> Clamd | None:
+        """clamd, cleared of what a crash left; None where the settings name one or nothing is to be scanned."""
+        if self._settings.scan.clamd != "off":
+            return None
+        found = scanner.find(self._settings)
+        if isinstance(found, Off):
+            self._scan = f"off: {found.reason}; to turn it on: {found.remedy}"
+            return None
+        folder = servers_folder(self._home.root, self._secrets.id) / "clamav"
+        clamd = Clamd(folder, program=found, account=scanner_account(), settings=self._settings)
+        if not clamd.reachable:
+            self._scan = f"off: {folder} is too long for a socket; choose a shorter --home"
+            return None
+        clamd.clear()
+        clamd.prepare()
+        self._scan = f"by {found}; while it is away, uploads are refused"
+        return clamd
+
     async def _start_valkey(self, valkey: Valkey) -> None:
         await self._supervisor.start(self._server_spec("redis", valkey.program(), valkey), REDIS_SECONDS)
 
@@ -213,7 +240,7 @@ class Up:
         await databases.prepare_embedded(postgres, passwords)
         return databases.of_embedded(postgres, passwords)
 
-    def _server_spec(self, name: str, program: Program, server: Postgres | Valkey) -> Spec:
+    def _server_spec(self, name: str, program: Program, server: Postgres | Valkey | Clamd) -> Spec:
         return Spec(
             name=name,
             role=name,
@@ -278,6 +305,7 @@ class Up:
             postgres_dsn=addresses.databases.backup,
             redis_url=addresses.redis_url,
             models_url=addresses.models_url,
+            clamd=addresses.clamd,
             processes={},
             version=version(),
         )
@@ -297,7 +325,8 @@ class Up:
             f"  Address    {addresses.url}\n"
             f"  Sign in    {tenant.email}  {tenant.password}\n"
             f"  API key    {tenant.api_key}\n"
-            f"  Logs       {self._home.logs}\n\n"
+            f"  Logs       {self._home.logs}\n"
+            f"  Virus scan {self._scan}\n\n"
             f"Upload a document:\n"
             f"  curl -H 'Authorization: Bearer {tenant.api_key}' -F file=@report.pdf {addresses.url}/api/v1/documents\n"
             f"Search:\n"

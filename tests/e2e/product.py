@@ -68,7 +68,8 @@ def start(home: Path, *flags: str, **environment: str) -> subprocess.Popen[bytes
     return subprocess.Popen(
         [sys.executable, "-m", "dreamhub", "up", "--home", str(home), "--port", "0", *flags],
         cwd=CHECKOUT,
-        env={**os.environ, "PYTHONPATH": f"{CHECKOUT / 'cmd'}:{CHECKOUT}", **environment},
+        # Whether this machine has a scanner of its own must make no difference.
+        env={**os.environ, "PYTHONPATH": f"{CHECKOUT / 'cmd'}:{CHECKOUT}", "SCAN__CLAMD": "off", **environment},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
