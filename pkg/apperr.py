@@ -19,6 +19,7 @@ class Code(StrEnum):
     REQUEST_NOT_FOUND = "request.not_found"
     REQUEST_METHOD_NOT_ALLOWED = "request.method_not_allowed"
     REQUEST_TOO_LARGE = "request.too_large"
+    REQUEST_TOO_SLOW = "request.too_slow"
     REQUEST_UNSUPPORTED_MEDIA_TYPE = "request.unsupported_media_type"
     REQUEST_CONFLICT = "request.conflict"
     RATE_LIMITED = "rate.limited"

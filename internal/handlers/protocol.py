@@ -14,15 +14,19 @@ from pkg.apperr import Code
 HEAD_BYTES = 64 * 1024
 """What request line and headers may take; a head that has arrived whole may be longer by one read of the socket."""
 HEAD_SECONDS = 30.0
+BODY_BYTES = 16 * 1024
+BODY_SECONDS = 30.0
+"""In each such time a body brings BODY_BYTES or its end, or the client is taken for gone."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn keeps a head of any size in memory, for ever; nobody has to be known to send one."""
+    """uvicorn keeps a head of any size in memory, and waits for a body for ever; nobody has to be known to send one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = True
         self._head_bytes = 0
+        self._body_bytes = 0
         self._overdue: TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -36,13 +40,15 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts until the head has arrived."""
+        """Counts until the head has arrived, and begins to wait for what is still missing."""
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._head_bytes > HEAD_BYTES:
+        if not self._in_head:
+            self._await_body()
+        elif self._head_bytes > HEAD_BYTES:
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 Code.REQUEST_TOO_LARGE,
@@ -52,21 +58,46 @@ class BoundedHttp(HttpToolsProtocol):
             self._overdue = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def on_headers_complete(self) -> None:
-        """From here on the application bounds what comes."""
+        """From here on the application bounds how much comes."""
         self._in_head, self._head_bytes = False, 0
         self._on_time()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Counts what is on time."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The next request's head may begin."""
         super().on_message_complete()
-        self._in_head = True
+        self._in_head, self._body_bytes = True, 0
+        self._on_time()
 
     def send_400_response(self, msg: str) -> None:
         """What isn't HTTP, or a method that HTTP doesn't know."""
         self._refuse(HTTPStatus.BAD_REQUEST, Code.REQUEST_MALFORMED, msg)
 
+    def _await_body(self) -> None:
+        if self._body_bytes >= BODY_BYTES:
+            self._body_bytes = 0
+            self._on_time()
+        if self._overdue is None:
+            self._overdue = self.loop.call_later(BODY_SECONDS, self._give_up_body)
+
     def _refuse(self, status: HTTPStatus, code: Code, detail: str) -> None:
+        """Without a word where it would be taken for a part of another request's answer."""
+        if not self._answering_another():
+            self._answer(status, code, detail)
+        self.transport.close()
+
+    def _answering_another(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if self._in_head:
+            return cycle is not None and not cycle.response_complete
+        return cycle is not None and (cycle.response_started or bool(self.pipeline))
+
+    def _answer(self, status: HTTPStatus, code: Code, detail: str) -> None:
         request_id = str(new_id())
         problem = {
             "type": f"/docs#{code.value}",
@@ -87,14 +118,24 @@ class BoundedHttp(HttpToolsProtocol):
         )
         lines = (b"%s: %s\r\n" % header for header in headers)
         self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, status.phrase.encode(), b"".join(lines)) + body)
-        self.transport.close()
 
     def _give_up(self) -> None:
         """Unless an answer is still on its way, to which stray bytes after its request are no harm."""
         self._overdue = None
-        cycle: RequestResponseCycle | None = getattr(self, "cycle", None)  # None before the first request
-        if cycle is None or cycle.response_complete:
+        if not self._answering_another():
             self.transport.close()
+
+    def _give_up_body(self) -> None:
+        """Unless it is the application that doesn't read on."""
+        self._overdue = None
+        if self.flow.read_paused:
+            self._await_body()
+            return
+        self._refuse(
+            HTTPStatus.REQUEST_TIMEOUT,
+            Code.REQUEST_TOO_SLOW,
+            f"Of the body less than {BODY_BYTES // 1024} kB came within {BODY_SECONDS:.0f} s.",
+        )
 
     def _on_time(self) -> None:
         if self._overdue is not None:

@@ -1,6 +1,5 @@
 """/api/v1/uploads: resumable uploads by the tus protocol, version 1.0.0 (https://tus.io/protocols/resumable-upload)"""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from uuid import UUID
@@ -26,8 +25,6 @@ from pkg.ctxutil import Context, Role
 PATH = "/api/v1/uploads"
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,expiration,termination,checksum"
-IDLE_SECONDS = 30.0
-"""Without a byte for so long the client is taken for gone, and the next request may continue."""
 OVERRIDES = ("PATCH", "DELETE")
 EXPOSED = (
     "Location", "Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm",
@@ -174,18 +171,11 @@ class TusHeaders:
 
 async def _chunks(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes]:
     """The body. Raises REQUEST_MALFORMED where it breaks off."""
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise AppError(Code.REQUEST_MALFORMED, f"No byte came for {IDLE_SECONDS:.0f} s.") from None
-        except InternalServerException:  # what Litestar says of a client that left
-            raise AppError(Code.REQUEST_MALFORMED, "The connection ended before the request did.") from None
-        yield chunk
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except InternalServerException:  # what Litestar says of a client that left
+        raise AppError(Code.REQUEST_MALFORMED, "The connection ended before the request did.") from None
 
 
 def _headers(upload: Upload) -> dict[str, str]:

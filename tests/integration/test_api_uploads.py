@@ -15,6 +15,7 @@ import pytest
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError, TusUploadFailed
 
+from internal.handlers import protocol
 from internal.services import uploads as service
 from tests.integration.api import Running, is_problem, served_on
 from tests.servers import Database, Servers
@@ -164,7 +165,9 @@ async def test_an_announcement_whose_bytes_are_refused_leaves_nothing(api, clien
     assert (await client.post(UPLOADS, headers=headers, content=text(400))).status_code == 201
 
 
-async def test_a_client_that_vanishes_leaves_what_it_sent(api, client, tenant):
+@pytest.mark.parametrize("hangs_up", [True, False])
+async def test_a_client_that_vanishes_leaves_what_it_sent(api, client, tenant, monkeypatch, hangs_up: bool):
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 30.0 if hangs_up else 0.5)
     data = text(7 * MB)
     path = await begin(client, len(data))
     head = (
@@ -176,8 +179,10 @@ async def test_a_client_that_vanishes_leaves_what_it_sent(api, client, tenant):
     writer.write(head.encode() + data[: 6 * MB])
     await writer.drain()
     await until_offset(client, path, service.PART_BYTES)
-    writer.close()
+    if hangs_up:
+        writer.close()
     await until_offset(client, path, 6 * MB)
+    writer.close()
     last = await until_free(client, path, 6 * MB, data[6 * MB :])
     content = await client.get(f"/api/v1/documents/{last.headers['dreamhub-document-id']}/content")
     assert content.content == data

@@ -1,4 +1,4 @@
-"""What arrives before there is a request: heads of any size, what isn't HTTP, and clients that say nothing."""
+"""What arrives below a request: heads of any size, what isn't HTTP, and clients that say nothing or too little."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ import pytest
 
 from internal.handlers import protocol
 from tests.integration.api import PROBLEM, Running, served_on
+from tests.integration.following import STREAM, socket_of
 from tests.servers import Database, Servers
 
 ENOUGH = 4 * 1024 * 1024
@@ -89,3 +90,79 @@ async def test_a_client_that_stops_in_a_head_is_not_waited_for(
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
     answer = await _answer(api, sent)
     assert answer.startswith(b"HTTP/1.1 200") if b"\r\n\r\n" in sent else answer == b""
+
+
+SIGN_IN = b"POST /api/v1/auth/token HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"Content-Length: 10\r\n\r\n", b"Content-Length: 10\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"],
+    ids=["nothing", "a part", "a part of a chunk"],
+)
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    api: Running, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.2)
+    problem = _problem(await _answer(api, SIGN_IN + body))
+    assert (problem["status"], problem["code"]) == (408, "request.too_slow")
+
+
+async def test_a_body_that_comes_by_bytes_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.4)
+    address = urlsplit(api.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(SIGN_IN + b"Content-Length: 1000\r\n\r\n")
+    answering = asyncio.create_task(reader.read())
+    async with asyncio.timeout(10):
+        while not answering.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+    assert _problem(answering.result())["code"] == "request.too_slow"
+    writer.close()
+
+
+async def test_a_body_that_goes_on_may_take_longer(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(protocol, "BODY_BYTES", 10)
+    address = urlsplit(api.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(SIGN_IN + b"Connection: close\r\nContent-Length: 60\r\n\r\n")
+    for _ in range(6):
+        await asyncio.sleep(0.25)
+        writer.write(b"x" * 10)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+    assert b"request.malformed" in answer
+    writer.close()
+
+
+async def test_the_body_of_an_answered_request_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.2)
+    answer = await _answer(api, b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_followers_send_no_body(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.1)
+    key = (await api.new_tenant("silent"))["api_key"]
+    async with socket_of(api.url, key) as socket:
+        await asyncio.sleep(0.4)
+        await asyncio.wait_for(await socket.ping(), 10)
+
+
+async def test_a_refusal_is_not_written_into_an_answer(api: Running) -> None:
+    key = (await api.new_tenant("streaming"))["api_key"]
+    asked = f"GET {STREAM} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    address = urlsplit(api.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(asked)
+    async with asyncio.timeout(10):
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        for part in (b"GET /healthz HTTP/1.1\r\nX-Long: ", b"a" * protocol.HEAD_BYTES, b"a" * protocol.HEAD_BYTES):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        assert b"HTTP/1.1" not in await reader.read()
+    writer.close()
