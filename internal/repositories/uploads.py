@@ -149,11 +149,14 @@ class UploadRepository:
         )
         return await self.get(upload_id)
 
-    async def finish(self, upload_id: UUID, holder: UUID, document_id: UUID, task_id: UUID) -> Upload:
-        """All bytes are in, as this document. Raises UPLOAD_LOCKED."""
+    async def finish(
+        self, upload_id: UUID, holder: UUID, document_id: UUID, task_id: UUID, *, keep: timedelta
+    ) -> Upload:
+        """All bytes are in, as this document; its time counts anew, also when it is over. Raises UPLOAD_LOCKED."""
         self._held(
             await self._conn.fetchval(
-                "update uploads set status = 'finished', received = length, document_id = $5, task_id = $6"
+                "update uploads set status = 'finished', received = length, document_id = $5, task_id = $6,"
+                " expires_at = clock_timestamp() + $7::interval"
                 " where tenant_id = $1 and user_id = $2 and id = $3 and holder = $4 returning true",
                 self._ctx.tenant_id,
                 self._ctx.user_id,
@@ -161,6 +164,7 @@ class UploadRepository:
                 holder,
                 document_id,
                 task_id,
+                keep,
             )
         )
         return await self.get(upload_id)

@@ -185,7 +185,7 @@ class UploadService:
             raise
         await failpoints.hit("part.after_document")
         async with self._store.tenant(ctx) as tx:
-            finished = await tx.uploads.finish(upload.id, held.holder, result.document.id, result.task.id)
+            finished = await tx.uploads.finish(upload.id, held.holder, result.document.id, result.task.id, keep=KEEP)
         await self._remove_parts(ctx, upload.id)
         return finished
 

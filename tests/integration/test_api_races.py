@@ -1,8 +1,10 @@
 """Requests on one document at the same moment, held up by a lock until both have read what they decide on."""
 
 import asyncio
+import base64
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,36 @@ async def test_a_version_that_comes_while_its_document_is_deleted_is_removed_too
     assert len(contents) == 2
     assert {row["content_id"] for row in tasks if row["kind"] == "purge_content"} == contents
     assert {row["status"] for row in tasks if row["kind"] == "ingest_content"} == {"cancelled"}
+
+
+async def test_an_upload_whose_time_runs_out_while_its_last_bytes_are_checked_is_answered_and_kept(
+    api: Running, module_database: Database
+) -> None:
+    tenant = await api.new_tenant("race-expiry")
+    crossing = Crossing(module_database)
+    data = b"a sentence that comes in two pieces"
+    async with api.client(tenant["api_key"]) as client:
+        document = await added(client, b"a sentence that is replaced in pieces")
+        fields = {"filename": "b.txt", "document_id": document}
+        told = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in fields.items())
+        begun = await client.post(
+            "/api/v1/uploads",
+            headers={"Tus-Resumable": "1.0.0", "Upload-Length": str(len(data)), "Upload-Metadata": told},
+        )
+        assert begun.status_code == 201, begun.text
+        path = begun.headers["location"]
+        piece = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Offset": "0",
+            "Content-Type": "application/offset+octet-stream",
+        }
+        async with crossing.held("select 1 from documents where id = $1 for update", document) as conn:
+            patch = await crossing.queued(1, client.patch(path, content=data, headers=piece))
+            await conn.execute("update uploads set expires_at = now() where tenant_id = $1", tenant["id"])
+        assert (await patch).status_code == 204, (await patch).text
+        head = await client.head(path, headers={"Tus-Resumable": "1.0.0"})
+        assert (head.status_code, head.headers["dreamhub-document-id"]) == (200, document)
+    conn = await asyncpg.connect(module_database.superuser)
+    kept = await conn.fetchval("select expires_at - now() from uploads where tenant_id = $1", tenant["id"])
+    await conn.close()
+    assert timedelta(hours=23) < kept <= timedelta(hours=24)
