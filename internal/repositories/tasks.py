@@ -135,13 +135,32 @@ class TaskRepository:
         return await self.get(task_id)
 
     async def cancel_for_document(self, document_id: UUID) -> None:
-        """Cancels whatever is still to be done for a document that the context's user may see."""
+        """Cancels whatever is still to be done for a document that the context's user may see.
+
+        Waits for workers' transactions, so it comes before any lock that such a one takes.
+        """
         rows = await self._conn.fetch(
             "select t.id from tasks t" + VISIBLE + " and t.document_id = $3"  # noqa: S608 - constants
             " and t.status in ('queued', 'running') order by t.id for update of t",
             self._ctx.tenant_id,
             self._ctx.user_id,
             document_id,
+        )
+        for row in rows:
+            await self.cancel(row["id"])
+
+    async def cancel_queued(self, document_id: UUID, task_ids: list[UUID] | None = None) -> None:
+        """Cancels what no worker has begun for a document, or of that only these.
+
+        For whoever has locked the document: it never waits for a worker's transaction, which may wait for them.
+        """
+        rows = await self._conn.fetch(
+            "select t.id from tasks t" + VISIBLE + " and t.document_id = $3"  # noqa: S608 - constants
+            " and t.status = 'queued' and ($4::uuid[] is null or t.id = any($4)) order by t.id for update of t",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_id,
+            task_ids,
         )
         for row in rows:
             await self.cancel(row["id"])

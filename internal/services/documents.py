@@ -273,9 +273,11 @@ class DocumentService:
             document = await tx.documents.get(document_id)
             if not may_change(ctx, document):
                 raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
+            # In the order in which a publication locks: its task, the statistics, the document.
+            await tx.tasks.cancel_for_document(document_id)
             await tx.lexicon.touch()
             document = await tx.documents.lock(document_id)  # from here on no version is added
-            await tx.tasks.cancel_for_document(document_id)
+            await tx.tasks.cancel_queued(document_id)  # one that came meanwhile; if it runs, it will find nothing
             history = await tx.versions.contents(document_id)
             content_id = await tx.documents.remove(document_id)
             for earlier in history:

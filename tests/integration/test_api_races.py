@@ -103,6 +103,22 @@ async def test_a_version_that_comes_while_its_document_is_deleted_is_removed_too
     assert {row["status"] for row in tasks if row["kind"] == "ingest_content"} == {"cancelled"}
 
 
+async def test_a_document_is_deleted_in_the_moment_of_its_publication(api: Running, module_database: Database) -> None:
+    """A worker's transaction holds its task and goes on to the tenant's statistics."""
+    tenant = await api.new_tenant("race-publication")
+    crossing = Crossing(module_database)
+    async with api.client(tenant["api_key"]) as client:
+        document = await added(client, b"a sentence that is published and deleted")
+        async with crossing.held("select 1 from tasks where document_id = $1 for share", document) as conn:
+            delete = await crossing.queued(1, client.delete(f"/api/v1/documents/{document}"))
+            await conn.execute(
+                "insert into tenant_statistics as s (tenant_id) values ($1)"
+                " on conflict (tenant_id) do update set data_version = s.data_version",
+                tenant["id"],
+            )
+        assert (await delete).status_code == 202, (await delete).text
+
+
 async def test_an_upload_whose_time_runs_out_while_its_last_bytes_are_checked_is_answered_and_kept(
     api: Running, module_database: Database
 ) -> None:
