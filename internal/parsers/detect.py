@@ -55,8 +55,8 @@ _REFUSED_TEXT = (
     ("@echo off", "a batch script"),
     ("(This file must be converted with BinHex", "a file in BinHex (unpack it and upload what is in it)"),
 )
-# A page's own link to a program that it carries: base64 of "MZ" and of "\x7fELF".
-_CARRIED_PROGRAM = re.compile(r"data:[\w.+/-]{0,100};base64,\s{0,10}(?:TV[opqr]|f0VMR)")
+# A page's own link to a program that it carries: base64 of "MZ" and of "\x7fELF". Parameters and case are the link's.
+_CARRIED_PROGRAM = re.compile(r"(?i:data:[^,<>]{0,200};\s{0,10}base64\s{0,10},)\s{0,10}(?:TV[opqr]|f0VMR)")
 _HEADER_LINE = re.compile(r"(?:From |[A-Za-z][A-Za-z0-9-]{1,60}:[ \t]?)")
 _MAIL_HEADERS = frozenset(
     ("from", "to", "subject", "date", "message-id", "received", "return-path", "mime-version", "delivered-to")

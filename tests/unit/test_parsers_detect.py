@@ -64,6 +64,17 @@ REFUSED: list[tuple[bytes, str]] = [
         (b"<html><a href='data:application/octet-stream;base64," + b64encode(start + bytes(60)) + b"'>x</a>", "carries")
         for start in (b"MZ\x90\0", b"MZP\0", b"\x7fELF\x02")
     ),
+    *(
+        (b"<html><a href='data:application/octet-stream" + link + b"TVqQAAMAAAA'>x</a>", "carries")
+        for link in (
+            b";name=a.exe;base64,",
+            b";charset=utf-8;base64,",
+            b";BASE64,",
+            b"; base64,",
+            b'; name="a b.exe"; base64 ,\n',
+        )
+    ),
+    (b"<html><a href='DATA:;Base64,f0VMRgIBAQ'>x</a>", "carries"),
     (build.archive({"a.txt": "x"}), "ZIP"),
     (build.archive({"inner.zip": build.archive({"a": "b"})}), "ZIP"),
     (build.archive({"[Content_Types].xml": "<Types/>"}), "Office package"),
