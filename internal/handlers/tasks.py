@@ -147,7 +147,7 @@ async def retry_task(ctx: NamedDependency[Context], tasks: NamedDependency[TaskS
 
 @post("/api/v1/tasks/{task_id:str}/cancel", opt=access(Role.MEMBER), status_code=202)
 async def cancel_task(ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], task_id: Id) -> TaskOut:
-    """Cancels a queued task at once, a running one within seconds."""
+    """Cancels a queued task at once, a running one within seconds. Members cancel what they began, admins anything."""
     return task_out(await tasks.cancel(ctx, read_task_id(task_id)))
 
 
@@ -163,7 +163,10 @@ async def retry_tasks(
 async def cancel_tasks(
     ctx: NamedDependency[Context], tasks: NamedDependency[TaskService], data: JSONBody[TasksIn]
 ) -> Cancelled:
-    """Cancels the chosen tasks, queued ones at once, running ones within seconds; removals of documents go on."""
+    """Cancels the chosen tasks, queued ones at once, running ones within seconds; removals of documents go on.
+
+    A member's are those that they began; an admin's, all that they may see.
+    """
     return Cancelled(*_told(await tasks.cancel_all(ctx, _chosen(data))))
 
 

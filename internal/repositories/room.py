@@ -30,9 +30,7 @@ class RoomRepository:
         cap = self._policy.queue_depth
         count = await self.unfinished()
         if cap - CLOSE <= count < cap:
-            await self._conn.execute(
-                "select pg_advisory_xact_lock(hashtextextended('room:' || $1::text, 0))", str(self._ctx.tenant_id)
-            )
+            await self._take_turn()
             count = await self.unfinished()
         if count >= cap:
             raise AppError(
@@ -40,6 +38,16 @@ class RoomRepository:
                 f"{cap} tasks of this tenant are waiting already; try again when some are done.",
                 retry_after=await self._room_after(),
             )
+
+    async def left(self) -> int:
+        """How many tasks this transaction may add, 0 at the tenant's cap; others close to it wait for its commit.
+
+        No more than up to where uploads begin to take turns: some that were below it may be under way.
+        """
+        await self._take_turn()
+        count = await self.unfinished()
+        close = self._policy.queue_depth - CLOSE
+        return (close if count < close else self._policy.queue_depth) - count
 
     async def unfinished(self) -> int:
         """How many of the tenant's tasks are queued or running, the invisible ones too; counts up to the cap."""
@@ -58,8 +66,14 @@ class RoomRepository:
             )
         )
 
+    async def _take_turn(self) -> None:
+        await self._conn.execute(
+            "select pg_advisory_xact_lock(hashtextextended('room:' || $1::text, 0))", str(self._ctx.tenant_id)
+        )
+
     async def _room_after(self) -> float:
-        """Seconds until there is room, as the tenant's last events tell; retries may have filled it beyond the cap."""
+        """Seconds until there is room, as the tenant's last events tell; work that mends or removes may have filled it
+        beyond the cap."""
         cap = self._policy.queue_depth
         excess = sure(await self._conn.fetchval("select unfinished_v1($1)", 2 * cap)) - cap
         row = sure(

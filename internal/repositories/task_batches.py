@@ -29,7 +29,7 @@ RETRY = (
 )
 CANCEL = (
     CHOSEN + " and t.kind not in ('purge_content', 'purge_uploads')"  # noqa: S608 - constants
-    " and (t.status = 'queued' or t.cancel_requested_at is null)" + LOCKED
+    " and ($12 or t.user_id = $2) and (t.status = 'queued' or t.cancel_requested_at is null)" + LOCKED
     + " done as (update tasks t set cancel_requested_at = clock_timestamp(),"
     " status = case c.status when 'queued' then 'cancelled' else t.status end,"
     " stage = case c.status when 'queued' then 'cancelled' else t.stage end,"
@@ -58,8 +58,11 @@ class TaskBatchRepository:
             )
         )
 
-    async def cancel(self, narrow: TaskFilter, limit: int) -> int:
-        """Cancels queued tasks and asks the workers of running ones; removals of deleted documents go on."""
+    async def cancel(self, narrow: TaskFilter, limit: int, *, of_others: bool) -> int:
+        """Cancels queued tasks and asks the workers of running ones; removals of deleted documents go on.
+
+        Without `of_others` only those that the context's user began.
+        """
         return sure(
             await self._conn.fetchval(
                 CANCEL,
@@ -67,6 +70,7 @@ class TaskBatchRepository:
                 self._ctx.user_id,
                 *conditions(_only(narrow, CANCELLABLE)),
                 limit,
+                of_others,
             )
         )
 

@@ -103,7 +103,14 @@ class TaskRepository:
         return {row["document_id"]: task_of(row) for row in rows}
 
     async def retry(self, task_id: UUID) -> Task:
-        """Queues a failed, dead or cancelled task with all its tries. Raises TASK_NOT_FOUND, TASK_NOT_RETRYABLE."""
+        """Queues a failed, dead or cancelled task with all its tries.
+
+        Raises TASK_NOT_FOUND, TASK_NOT_RETRYABLE, and QUEUE_FULL at the tenant's cap, unless it removes something.
+        """
+        task = await self.get(task_id)
+        check_transition(task.status, TaskStatus.QUEUED)
+        if task.kind not in REMOVALS:  # before the row is locked: who queues many locks in this order, too
+            await RoomRepository(self._conn, self._ctx, self._policy).require()
         status, _kind = await self._lock(task_id)
         check_transition(status, TaskStatus.QUEUED)
         await self._requeue(task_id)

@@ -1,17 +1,21 @@
 """Many tasks at once, dead letters, and what may follow what, whoever asks for it."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+import msgspec
 import pytest
 
-from internal.entities.tasks import TRANSITIONS, Acted, Outcome, Queue, TaskFilter, TaskStatus
+from internal.entities.tasks import TRANSITIONS, Acted, Outcome, Queue, TaskFilter, TaskPolicy, TaskStatus
+from internal.repositories import room
+from internal.repositories.store import open_store
 from internal.services import tasks as service_of_tasks
 from internal.services.tasks import TaskService
-from pkg.apperr import Code
-from pkg.ctxutil import Context
+from pkg.apperr import AppError, Code
+from pkg.ctxutil import Context, Role
 from tests.integration.test_tasks import ALL, claim, document, end, fellow, refused, those
 from tests.ledger import Ledger, eventually, open_ledger
 from tests.servers import Database
@@ -74,6 +78,49 @@ async def test_a_request_acts_on_a_bounded_number(
     await ledger.add(ctx, count=5)
     assert await service.cancel_all(ctx, ALL) == Acted(4, more=True)
     assert await service.cancel_all(ctx, ALL) == Acted(1, more=False)
+
+
+@pytest.mark.parametrize("close", [100, 2])
+async def test_what_is_tried_again_fits_into_the_queue(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, close: int
+) -> None:
+    monkeypatch.setattr(room, "CLOSE", close)
+    ctx = await ledger.tenant()
+    cancelled = await ledger.add(ctx, count=6)
+    store = await open_store(ledger.database.app, tasks=TaskPolicy(queue_depth=5))
+    try:
+        service = TaskService(store)
+        await service.cancel_all(ctx, ALL)
+        await ledger.add(ctx, count=3)
+        asked = await asyncio.gather(*(service.retry_all(ctx, those(TaskStatus.CANCELLED)) for _ in range(3)),
+                                     return_exceptions=True)  # fmt: skip
+        assert [acted for acted in asked if isinstance(acted, Acted)] == [Acted(2, more=True)]
+        assert {error.code for error in asked if isinstance(error, AppError)} == {Code.QUEUE_FULL}
+        assert await ledger.unfinished() == 5
+        assert await refused(service.retry_all(ctx, those(TaskStatus.CANCELLED))) is Code.QUEUE_FULL
+        assert await refused(service.redrive_all(ctx, ALL)) is Code.QUEUE_FULL
+        left = [task.id for task in cancelled if (await service.get(ctx, task.id)).status is TaskStatus.CANCELLED]
+        assert await refused(service.retry(ctx, left[0])) is Code.QUEUE_FULL
+        await ledger.inspector.execute("update tasks set kind = 'purge_content' where id = $1", left[0])
+        assert (await service.retry(ctx, left[0])).status is TaskStatus.QUEUED, "what removes is never refused"
+    finally:
+        await store.close()
+
+
+async def test_nobody_cancels_what_a_colleague_began(ledger: Ledger, service: TaskService) -> None:
+    ctx = await ledger.tenant()
+    member = msgspec.structs.replace(fellow(ctx), role=Role.MEMBER)
+    admin = msgspec.structs.replace(fellow(ctx), role=Role.ADMIN)
+    found = await document(ledger, ctx, "tenant")
+    first, second, third = await ledger.add(ctx, count=3)
+    await ledger.inspector.execute("update tasks set document_id = $1", found)
+    [own] = await ledger.add(member)
+    assert await refused(service.cancel(member, first.id)) is Code.AUTH_FORBIDDEN
+    assert await service.cancel_all(member, ALL) == Acted(1, more=False)
+    assert (await service.get(member, own.id)).status is TaskStatus.CANCELLED
+    assert (await service.cancel(admin, first.id)).status is TaskStatus.CANCELLED
+    assert (await service.cancel(msgspec.structs.replace(ctx, role=Role.MEMBER), second.id)).status.finished
+    assert await service.cancel_all(admin, TaskFilter(ids=[third.id])) == Acted(1, more=False)
 
 
 async def test_running_tasks_are_asked_once_and_removals_go_on(ledger: Ledger, service: TaskService) -> None:
