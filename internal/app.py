@@ -44,6 +44,7 @@ from internal.services.forecasts import ForecastService
 from internal.services.health import Check, HealthService
 from internal.services.idempotency import IdempotencyService
 from internal.services.ingest import IngestService
+from internal.services.installation import InstallationService
 from internal.services.members import MemberService
 from internal.services.passwords import Passwords
 from internal.services.purge import PurgeService
@@ -62,6 +63,7 @@ from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
 from internal.worker.runner import Worker
+from internal.worker.watch import Watch
 from pkg import failpoints, logger, telemetry, watchdog
 from pkg.apperr import AppError, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
@@ -145,6 +147,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             chat=_open_chat(stack, settings, store, searches, embedder),
             usage=UsageService(store),
             events=_open_events(stack, settings, store, authenticator),
+            installation=InstallationService(store),
             registry=telemetry.registry(),
             max_file_bytes=settings.limits.max_file_mb * MEGABYTE,
             log_json=settings.log.format == "json",
@@ -249,8 +252,25 @@ async def _relay(settings: Settings) -> None:
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         process = Relay(store, NewsLine(dsn), queue, settings)
-        _on_stop(process.stop)
-        await process.run()
+        health = HealthService(_relay_checks(stack, settings, queue), needed=())
+        watch = Watch(store, queue.workers, health, cap=settings.limits.queue_depth)
+
+        def stop() -> None:
+            process.stop()
+            watch.stop()
+
+        _on_stop(stop)
+        await asyncio.gather(process.run(), watch.run())
+
+
+def _relay_checks(stack: AsyncExitStack, settings: Settings, queue: TaskQueue) -> dict[str, Check]:
+    """What workers and servers lean on, as far as a relay is told where it is."""
+    checks: dict[str, Check] = {"redis": queue.ping}
+    if settings.models.url and not settings.ai.embedding_model:
+        checks["models"] = _models_check(stack, settings)
+    if settings.scan.clamd != "off":
+        checks["clamd"] = open_antivirus(settings.scan).check
+    return checks
 
 
 async def _open_store(stack: AsyncExitStack, settings: Settings, name: str, dsn: str) -> Store:

@@ -66,6 +66,11 @@ class Roles:
         }
 
     @property
+    def _scanner(self) -> dict[str, str]:
+        """Where `up` has a clamd of its own."""
+        return {"SCAN__CLAMD": self._addresses.clamd} if self._addresses.clamd else {}
+
+    @property
     def platform_token(self) -> str:
         """The credential that makes tenants."""
         return self._service["AUTH__PLATFORM_TOKEN"]
@@ -91,10 +96,12 @@ class Roles:
             "SERVER__PORT": str(addresses.port),
             "DB__DSN": addresses.databases.app,
         }
-        if addresses.clamd:
-            environment["SCAN__CLAMD"] = addresses.clamd
         spec = self._spec(
-            "serve", environment, role="server", name="server", ready=lambda: _answers(addresses.url, "/readyz")
+            "serve",
+            environment | self._scanner,
+            role="server",
+            name="server",
+            ready=lambda: _answers(addresses.url, "/readyz"),
         )
         flags = [f"--fd={descriptor}" for descriptor in listener.descriptors]
         return msgspec.structs.replace(
@@ -105,8 +112,9 @@ class Roles:
         )
 
     def relay(self) -> Spec:
-        """Outbox and dispatcher."""
-        return self._spec("relay", self._service | {"DB__DSN": self._addresses.databases.relay})
+        """Outbox and dispatcher; it also looks whether the others answer."""
+        environment = self._service | {"DB__DSN": self._addresses.databases.relay}
+        return self._spec("relay", environment | self._scanner)
 
     def worker(self, number: int) -> Spec:
         """One worker of all queues; `number` counts from 1."""

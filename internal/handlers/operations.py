@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from internal.handlers.auth import Open, access
 from internal.handlers.docs import PAGE_POLICY, page
 from internal.services.health import HealthService, Readiness
+from internal.services.installation import InstallationService
 
 PROBED = (HttpMethod.GET, HttpMethod.HEAD)
 """Monitors and load balancers ask by HEAD too."""
@@ -54,8 +55,11 @@ async def readyz(health: NamedDependency[HealthService]) -> Response[Readiness]:
 
 
 @get("/metrics", opt=access(Open.ANYONE), media_type=CONTENT_TYPE_LATEST)
-async def metrics(registry: NamedDependency[CollectorRegistry]) -> Response[bytes]:
-    """Prometheus text of this process; nothing of any tenant."""
+async def metrics(
+    registry: NamedDependency[CollectorRegistry], installation: NamedDependency[InstallationService]
+) -> Response[bytes]:
+    """Prometheus text of this process, and of the installation as relays last saw it; nothing of any tenant."""
+    await installation.refresh()
     # As a header: to a `media_type` of text Litestar adds a second charset, which Prometheus refuses.
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -25,6 +25,7 @@ from internal.handlers import (
     versions,
 )
 from internal.handlers.auth import Admission, provide_context
+from internal.handlers.installation import InstallationMetrics
 from internal.handlers.lingering import LingeringClose
 from internal.handlers.observation import Observation, RequestLines, RequestMetrics
 from internal.handlers.operations import Description
@@ -43,6 +44,7 @@ from internal.services.events import EventService
 from internal.services.forecasts import ForecastService
 from internal.services.health import HealthService
 from internal.services.idempotency import IdempotencyService
+from internal.services.installation import InstallationService
 from internal.services.members import MemberService
 from internal.services.rate_limits import RateLimiter
 from internal.services.search import SearchService
@@ -152,6 +154,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     chat: ChatService
     usage: UsageService
     events: EventService
+    installation: InstallationService
     registry: CollectorRegistry
     max_file_bytes: int
     log_json: bool
@@ -175,6 +178,7 @@ PROVIDED = (
     "chat",
     "usage",
     "events",
+    "installation",
     "registry",
     "max_file_bytes",
 )
@@ -201,6 +205,7 @@ def create_api(api: Api) -> ASGIApp:
     Gauge("event_readers", "Connections that follow events", registry=api.registry).set_function(
         lambda: api.events.readers
     )
+    api.registry.register(InstallationMetrics(lambda: api.installation.latest))
     return Observation(
         tus.TusHeaders(LingeringClose(replays.around(app))),
         metrics=RequestMetrics(api.registry),

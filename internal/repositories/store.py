@@ -39,6 +39,7 @@ from internal.repositories.uploads import UploadRepository
 from internal.repositories.usage import UsageRepository
 from internal.repositories.vectors import VectorRepository
 from internal.repositories.versions import VersionRepository
+from internal.repositories.watch import InstallationRepository, WatchRepository
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -178,6 +179,16 @@ class SystemTx:
     def ledger(self) -> LedgerRepository:
         """Dispatch, claims, sweeps and the outbox, across tenants."""
         return LedgerRepository(self._conn)
+
+    @cached_property
+    def watch(self) -> WatchRepository:
+        """Looks at queues, and alerts."""
+        return WatchRepository(self._conn)
+
+    @cached_property
+    def installation(self) -> InstallationRepository:
+        """What was seen of the whole installation."""
+        return InstallationRepository(self._conn)
 
 
 class Store:

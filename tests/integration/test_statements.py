@@ -21,7 +21,7 @@ SESSION = {"begin", "begin;", "commit", "rollback", "analyze", "set"}
 SETTINGS = re.compile(r"set local (?:app\.tenant_id|app\.user_id|plan_cache_mode) = [\w'-]+")
 ALL = [item for item in statements() if item.sql.split()[0] not in SESSION]
 
-RELAYS = {"LedgerRepository", "NewsLine"}
+RELAYS = {"LedgerRepository", "NewsLine", "WatchRepository"}
 WORKERS = {
     "ChunkRepository.add",
     "ChunkRepository.hashes",

@@ -17,6 +17,7 @@ WITHOUT_CONTEXT = {
     "sessions.py:SessionService.sign_in",
     "sessions.py:SessionService.refresh",
     "sessions.py:SessionService.sign_out",
+    "installation.py:InstallationService.refresh",
     "tenants.py:TenantService.add",
     "tenants.py:TenantService.set_queue_weight",
 }
@@ -28,11 +29,14 @@ DIRECTORY_CALLERS = {
     "services/tenants.py:TenantService.set_queue_weight",
 }
 SYSTEM_CALLERS = {
+    "services/installation.py:InstallationService.refresh",
+    "worker/watch.py:Watch.look",
     "worker/claims.py:Claims._end",
     "worker/claims.py:Claims._take",
     "worker/claims.py:Claims.tell_relay",
     "worker/relay.py:Relay.dispatch",
     "worker/relay.py:Relay.mend",
+    "worker/relay.py:Relay.number",
     "worker/relay.py:Relay.publish",
     "worker/relay.py:Relay.sweep",
     "worker/relay.py:Relay.tidy",

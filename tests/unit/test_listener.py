@@ -11,7 +11,7 @@ import pytest
 from dreamhub.embedded import PORTS
 from dreamhub.errors import StartError
 from dreamhub.listener import Listener
-from internal.app import _inherited  # pyright: ignore[reportPrivateUsage]
+from internal.handlers.server import inherited
 from pkg.apperr import SettingsError
 
 LOOPBACK = "127.0.0.1"
@@ -53,7 +53,7 @@ async def server_on(listener: Listener) -> asyncio.Server:
         writer.write(OVER.encode())
         writer.close()
 
-    return await asyncio.start_server(answer, sock=_inherited(os.dup(listener.descriptors[0])))
+    return await asyncio.start_server(answer, sock=inherited(os.dup(listener.descriptors[0])))
 
 
 async def test_connections_wait_for_the_next_server(listener: Listener) -> None:
@@ -136,11 +136,11 @@ async def test_every_address_of_a_name_is_listened_on(host: str, reached: list[s
 
 def test_a_descriptor_that_does_not_listen_is_refused_by_name() -> None:
     with socket.socket() as idle, pytest.raises(SettingsError, match=r"^--fd \d+ is no listening socket"):
-        _inherited(idle.dup().detach())
+        inherited(idle.dup().detach())
     reader, writer = os.pipe()
     os.close(writer)
     with pytest.raises(SettingsError, match="is no listening socket"):
-        _inherited(reader)
+        inherited(reader)
     os.close(reader)
 
 
@@ -148,5 +148,5 @@ def test_no_program_inherits_it_unasked(listener: Listener) -> None:
     assert not any(os.get_inheritable(descriptor) for descriptor in listener.descriptors)
     copy = os.dup(listener.descriptors[0])
     os.set_inheritable(copy, True)  # as a child finds it
-    with _inherited(copy) as found:
+    with inherited(copy) as found:
         assert not found.get_inheritable()
