@@ -146,7 +146,7 @@ class LedgerRepository:
 
     async def expire_dead(self, after: timedelta) -> int:
         """Gives up dead letters that are older, a bounded number of them; answers how many."""
-        return sure(await self._conn.fetchval("select expire_dead_v1($1, $2)", after, JANITOR_BATCH))
+        return sure(await self._conn.fetchval("select expire_dead_v2($1, $2)", after, JANITOR_BATCH))
 
     async def expire_uploads(self, *, max_retries: int) -> int:
         """Queues the removal of uploads whose time is over, one task a tenant; answers how many tasks."""

@@ -13,6 +13,11 @@ CLOSE = 100
 
 LATEST_EVENTS = 500
 
+OF_USER = (
+    "select count(*) from (select 1 from tasks t where t.tenant_id = $1 and t.user_id = $2 and t.queue = $3"
+    " and t.status in ('queued', 'running') limit $4) counted"
+)
+
 
 class RoomRepository:
     """Counts of the context's tenant's unfinished tasks, the invisible ones too."""
@@ -57,8 +62,7 @@ class RoomRepository:
         """How many of the context's user's tasks in a queue are queued or running; counts up to `limit`."""
         return sure(
             await self._conn.fetchval(
-                "select count(*) from (select 1 from tasks t where t.tenant_id = $1 and t.user_id = $2 and t.queue = $3"
-                " and t.status in ('queued', 'running') limit $4) counted",
+                OF_USER,
                 self._ctx.tenant_id,
                 self._ctx.user_id,
                 queue.value,

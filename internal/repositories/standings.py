@@ -8,7 +8,7 @@ from internal.entities.waiting import SIZE_BOUNDS, Pace, Standing
 
 
 class StandingRepository:
-    """Of the context's tenant's tasks; of others' tasks it tells one count."""
+    """Of the context's tenant's tasks; other tenants' are in three counts: turns before, running, in urgent queues."""
 
     def __init__(self, conn: asyncpg.Connection) -> None:
         self._conn = conn
@@ -16,7 +16,7 @@ class StandingRepository:
     async def find(self, task_id: UUID, pace: Pace) -> Standing | None:
         """What comes before a queued task; None when it isn't queued any more."""
         row = await self._conn.fetchrow(
-            "select own, own_seconds, others, running, urgent from standing_v1($1, $2, $3, $4, $5, $6)",
+            "select own, own_seconds, others, running, urgent from standing_v2($1, $2, $3, $4, $5, $6)",
             task_id,
             [kind for kind, _class in pace.services],
             [size for _kind, size in pace.services],

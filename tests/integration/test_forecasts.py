@@ -1,11 +1,13 @@
 """Why a task waits: the reason in words, the place in line, and nothing of other tenants but a count."""
 
+import json
 from collections.abc import AsyncGenerator
 
 import pytest
 
 from internal.entities.tasks import Ending, Outcome, Queue, Task, TaskStatus
 from internal.entities.waiting import Reason, ServiceTime, Waiting, WorkerReport
+from internal.repositories.room import OF_USER
 from internal.services.forecasts import ForecastService
 from pkg.apperr import Code
 from pkg.ctxutil import Context
@@ -77,6 +79,31 @@ async def test_other_tenants_count_by_their_turns_only(ledger: Ledger, forecasts
     found = await waiting(ledger, forecasts, ctx, second)
     assert (found.reason, found.position, found.ahead) == (Reason.QUEUE, 1, 9)
     assert str(crowd.tenant_id) not in repr(found)
+
+
+async def test_what_others_have_waiting_isnt_walked_through(ledger: Ledger) -> None:
+    """Blocks that are read stay few, however many tenants and colleagues have something waiting."""
+    ctx = await ledger.tenant()
+    [task] = await ledger.add(ctx)
+    await ledger.inspector.execute(
+        "with crowd as (insert into tenants (id, name) select gen_random_uuid(), 'crowd' from generate_series(1, 20000)"
+        " returning id) insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id,"
+        " max_retries) select c.id, gen_random_uuid(), 'note', 1, 'batch', gen_random_uuid(), 'owner', '', '', 1"
+        " from (select id from crowd union all select $1 from generate_series(1, 10000)) c",
+        ctx.tenant_id,
+    )
+    await ledger.inspector.execute("analyze tasks")
+    await ledger.inspector.execute("select set_config('app.tenant_id', $1, false)", str(ctx.tenant_id))
+    assert await blocks(ledger, "select * from standing_v2($1, '{}', '{}', '{}', '{}', 0)", task.id) < 60
+    assert await blocks(ledger, OF_USER, ctx.tenant_id, ctx.user_id, "batch", 100) < 10
+
+
+async def blocks(ledger: Ledger, statement: str, *values: object) -> int:
+    """How many blocks PostgreSQL reads for it."""
+    for _ in range(2):  # at first the catalogue is read, too
+        told = await ledger.inspector.fetchval(f"explain (analyze, buffers, format json) {statement}", *values)
+    [found] = json.loads(told)
+    return found["Plan"]["Shared Hit Blocks"] + found["Plan"]["Shared Read Blocks"]
 
 
 async def test_nobody_asks_about_anothers_task(ledger: Ledger, forecasts: ForecastService) -> None:

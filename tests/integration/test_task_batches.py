@@ -236,6 +236,7 @@ async def test_old_dead_letters_are_given_up(ledger: Ledger) -> None:
             return await statuses(ledger, ctx) == ["failed", "dead"]
 
         await eventually(given_up)
+    assert await finished_events(ledger, ctx) == ["dead", "dead", "failed"], "followers are told"
 
 
 async def test_the_database_allows_the_same_transitions(ledger: Ledger) -> None:

@@ -120,6 +120,16 @@ def test_no_other_layer_speaks_sql():
     assert found == []
 
 
+def test_no_function_is_replaced_in_place():
+    """Old and new processes run side by side, so a changed function is a new version."""
+    replacing = {
+        path.name
+        for path in (ROOT / "migrations").glob("*.sql")
+        if re.search(r"\bor\s+replace\b", path.read_text(encoding="utf-8"), re.IGNORECASE)
+    }
+    assert replacing == {"0010_sign_ins.sql"}, "that one was merged before the rule was checked"
+
+
 @pytest.mark.parametrize(
     "text",
     [
