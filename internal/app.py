@@ -205,7 +205,11 @@ async def _migrate(name: str, dsn: str, space: Space, max_retries: int) -> None:
 async def _serve(settings: Settings, sockets: list[socket]) -> None:
     async with build(settings) as services:
         server = Server(
-            create_api(services.api), services.api.events, host=settings.server.host, port=settings.server.port
+            create_api(services.api),
+            services.api.events,
+            services.api.chat,
+            host=settings.server.host,
+            port=settings.server.port,
         )
 
         def stop() -> None:

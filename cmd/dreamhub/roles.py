@@ -24,7 +24,7 @@ from pkg.config import Settings
 
 SOCKET_PATH_BYTES = 107
 PROBE_SECONDS = 2.0
-DRAIN_SECONDS = 20.0
+DRAIN_SECONDS = 25.0  # a process gives itself 20
 NOT_FOR_MODELS = ("AUTH__", "DB__", "REDIS__", "BLOBS__", "AI__")
 LOGINS = frozenset({"DB__DSN", "DB__WORKER_DSN", "DB__RELAY_DSN", "DB__OWNER_DSN", "DB__BOOTSTRAP_DSN"})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from internal.entities.ids import new_id
 from internal.handlers.observation import ALWAYS, UNLESS_SET
@@ -17,10 +18,21 @@ HEAD_SECONDS = 30.0
 BODY_BYTES = 16 * 1024
 BODY_SECONDS = 30.0
 """In each such time a body brings BODY_BYTES or its end, or the client is taken for gone."""
+LAST_SECONDS = 1.0
+"""A stopping server waits so long for a request that may be on its way before it closes a silent connection."""
+
+
+class Connections(ServerState):
+    """What a server's connections know of it. Once it is `ending`, each of them is answered one more request."""
+
+    ending = False
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn keeps a head of any size in memory, and waits for a body for ever; nobody has to be known to send one."""
+    """uvicorn keeps a head of any size in memory, and waits for a body for ever; nobody has to be known to send one.
+
+    And when it stops it closes connections under requests that it hasn't read yet, without an answer.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,6 +45,8 @@ class BoundedHttp(HttpToolsProtocol):
         """A client that says nothing isn't waited for."""
         super().connection_made(transport)
         self._overdue = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        if self._ending:
+            self._await_last()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whatever the reason."""
@@ -62,6 +76,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head, self._head_bytes = False, 0
         self._on_time()
         super().on_headers_complete()
+        if self._ending and not self._idle:  # which it is where a WebSocket begins
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Counts what is on time."""
@@ -73,6 +89,19 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
         self._in_head, self._body_bytes = True, 0
         self._on_time()
+
+    def on_response_complete(self) -> None:
+        """An answer that had begun before the server was stopped has promised to take another request."""
+        super().on_response_complete()
+        if self._ending:
+            self._await_last()
+
+    def shutdown(self) -> None:
+        """The answer that is due says that it is the last one; without one, the next request's will."""
+        if self._idle:
+            self._await_last()
+        elif not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         """What isn't HTTP, or a method that HTTP doesn't know."""
@@ -92,9 +121,9 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _answering_another(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if self._in_head:
-            return cycle is not None and not cycle.response_complete
+            return not self._idle
+        cycle = self._latest
         return cycle is not None and (cycle.response_started or bool(self.pipeline))
 
     def _answer(self, status: HTTPStatus, code: Code, detail: str) -> None:
@@ -119,10 +148,30 @@ class BoundedHttp(HttpToolsProtocol):
         lines = (b"%s: %s\r\n" % header for header in headers)
         self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, status.phrase.encode(), b"".join(lines)) + body)
 
+    @property
+    def _ending(self) -> bool:
+        return isinstance(self.server_state, Connections) and self.server_state.ending
+
+    @property
+    def _latest(self) -> RequestResponseCycle | None:
+        return self.cycle  # None before the first request, whatever its hint says
+
+    @property
+    def _idle(self) -> bool:
+        cycle = self._latest
+        return cycle is None or cycle.response_complete
+
+    def _await_last(self) -> None:
+        self.loop.call_later(LAST_SECONDS, self._close_silent)
+
+    def _close_silent(self) -> None:
+        if self._idle and not self._head_bytes:
+            self.transport.close()
+
     def _give_up(self) -> None:
         """Unless an answer is still on its way, to which stray bytes after its request are no harm."""
         self._overdue = None
-        if not self._answering_another():
+        if self._idle:
             self.transport.close()
 
     def _give_up_body(self) -> None:

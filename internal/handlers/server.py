@@ -9,12 +9,15 @@ from typing import Any
 import uvicorn
 from litestar.types import ASGIApp
 
-from internal.handlers.protocol import BoundedHttp
+from internal.handlers.protocol import BoundedHttp, Connections
+from internal.services.chat import ChatService
 from internal.services.events import EventService
 from pkg import logger
 from pkg.apperr import SettingsError
 
 DRAIN_SECONDS = 20
+ANSWER_SECONDS = 15
+"""An answer that is being written when the server stops may take so long, then it ends with an error."""
 STUCK_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75  # longer than a load balancer's 60 s: the balancer must be the one to close an idle connection
 WORDS_BYTES = 1024  # of a WebSocket message: clients have nothing to say
@@ -24,7 +27,13 @@ class Server(uvicorn.Server):
     """Serves `app` until `should_exit`; whoever runs it catches the signals."""
 
     def __init__(
-        self, app: ASGIApp, events: EventService, *, keep_alive_seconds: int = KEEP_ALIVE_SECONDS, **listening: Any
+        self,
+        app: ASGIApp,
+        events: EventService,
+        chat: ChatService,
+        *,
+        keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+        **listening: Any,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -43,7 +52,9 @@ class Server(uvicorn.Server):
                 **listening,
             )
         )
+        self.server_state = self._connections = Connections()
         self._events = events
+        self._chat = chat
         self._closing: set[Any] = set()
         self._log = logger.get("server")
 
@@ -56,9 +67,12 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends streams with a marker, lets requests finish, then closes."""
         self._log.info("server drains", connections=len(self.server_state.connections), streams=self._events.readers)
+        self._connections.ending = True
         self._events.stop()
         dropping = asyncio.create_task(self._drop_while_stopping())
+        hurrying = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._chat.stop)
         await super().shutdown(sockets)
+        hurrying.cancel()
         dropping.cancel()
 
     @contextlib.contextmanager

@@ -74,6 +74,7 @@ class ChatService:
         self._model = model
         self._quoter = quoter
         self._writing: set[asyncio.Task[Any]] = set()
+        self._stopped = asyncio.Event()
         self._log = logger.get("chat")
 
     async def add(self, ctx: Context, *, title: str = "", document_ids: list[UUID] | None = None) -> Conversation:
@@ -146,14 +147,14 @@ class ChatService:
         return Turn(conversation_id=conversation_id, question=question, prompt=prompt)
 
     async def stream(self, ctx: Context, turn: Turn) -> AsyncGenerator[AnswerEvent]:
-        """Deltas, citations, done. Raises MODEL_UNAVAILABLE or MODEL_REFUSED, also in the middle.
+        """Deltas, citations, done. Raises MODEL_UNAVAILABLE, MODEL_REFUSED or SERVER_STOPPING, also in the middle.
 
         However it ends, what was sent is stored: whole, `failed`, or `cut` when the reader goes away, which also ends
         the model's call.
         """
         draft = _Draft(turn, self._model)
         try:
-            async with aclosing(self._pieces(ctx, turn)) as pieces:
+            async with aclosing(self._until_stopped(self._pieces(ctx, turn))) as pieces:
                 async for piece in pieces:
                     if text := draft.feed(piece):
                         yield Delta(text)
@@ -189,6 +190,10 @@ class ChatService:
                 if isinstance(event, Done):
                     return event.message
         raise AppError(Code.INTERNAL, "The answer ended without a message.")
+
+    def stop(self) -> None:
+        """Ends every answer that is being written with SERVER_STOPPING."""
+        self._stopped.set()
 
     async def close(self) -> None:
         """Waits for answers whose readers went away to be stored."""
@@ -227,6 +232,31 @@ class ChatService:
         async with aclosing(self._model.stream(ctx, turn.prompt)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def _until_stopped(self, pieces: AsyncGenerator[str | Usage]) -> AsyncGenerator[str | Usage]:
+        """The same pieces. Raises SERVER_STOPPING as soon as `stop` is called, whatever is being waited for."""
+        stopped = asyncio.create_task(self._stopped.wait())
+        waiting: asyncio.Task[str | Usage] | None = None
+        try:
+            while True:
+                waiting = asyncio.create_task(_next(pieces))
+                await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    raise AppError(
+                        Code.SERVER_STOPPING,
+                        "This server stops before the answer is complete; ask again.",
+                        retry_after=1,
+                    )
+                try:
+                    yield waiting.result()
+                except StopAsyncIteration:
+                    return
+        finally:
+            stopped.cancel()
+            if waiting is not None:
+                waiting.cancel()
+                await asyncio.wait({waiting})
+            await pieces.aclose()
 
     async def _write(
         self, ctx: Context, draft: "_Draft", status: MessageStatus, citations: "list[Citation]"
@@ -281,6 +311,10 @@ class ChatService:
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
         return task
+
+
+async def _next(pieces: AsyncGenerator[str | Usage]) -> str | Usage:
+    return await anext(pieces)
 
 
 class _Draft:

@@ -71,7 +71,10 @@ class EventService:
         await self._listener.close()
 
     async def admit(self, ctx: Context, credential: str) -> Reader:
-        """A reader for `messages`. Raises AUTH_INVALID_TOKEN, EVENTS_TOO_MANY_READERS, SERVER_STOPPING."""
+        """A reader for `messages`. Raises AUTH_INVALID_TOKEN, EVENTS_TOO_MANY_READERS.
+
+        One who comes while the server stops is told so like the others, as the first message.
+        """
         principal = await self._authenticator.authenticate(credential)
         reader = Reader(ctx, credential, principal.subject)
         self._check_room(reader)
@@ -83,6 +86,8 @@ class EventService:
         The first message says where the stream begins: `ready`, or `reset` where not everything behind `after` can be
         read any more. A reader joins the live feed before its last look at what it missed, so nothing falls between.
         """
+        if self._stopping:
+            raise _stopping()
         self._check_room(reader)
         self._readers.add(reader)
         try:
@@ -150,9 +155,7 @@ class EventService:
             feed.wake(task_id)
 
     def _check_room(self, reader: Reader) -> None:
-        """Raises EVENTS_TOO_MANY_READERS, SERVER_STOPPING."""
-        if self._stopping:
-            raise _stopping()
+        """Raises EVENTS_TOO_MANY_READERS."""
         readers = Counter(item.subject for item in self._readers if item.ctx.tenant_id == reader.ctx.tenant_id)
         if readers[reader.subject] >= self._limits.per_subject or readers.total() >= self._limits.per_tenant:
             raise AppError(

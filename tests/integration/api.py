@@ -74,7 +74,7 @@ async def served(
     async with app.build(settings) as services:
         api = change(services.api, services.store, services.embedder) if change else services.api
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = Server(create_api(api), api.events, keep_alive_seconds=5)
+            server = Server(create_api(api), api.events, api.chat, keep_alive_seconds=5)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started:
                 await asyncio.sleep(0.01)
