@@ -67,20 +67,12 @@ from internal.worker.watch import Watch
 from pkg import failpoints, logger, telemetry, watchdog
 from pkg.apperr import AppError, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
+from pkg.required import login, missing, require
 from pkg.version import version
 from pkg.workdir import workdir
 
 LOCAL_MODEL, SPACE_VERSION = "multilingual-e5-small", "1"
 PROBE_SECONDS = 10.0
-REQUIRED = {
-    "DB__DSN": "the PostgreSQL server, postgresql://role:password@host:port/database",
-    "DB__OWNER_DSN": "the database as the role dreamhub_owner, or DB__DSN",
-    "REDIS__URL": "the Redis or Valkey server, redis://:password@host:port",
-    "BLOBS__URL": "where files are kept, file:///dir or s3://bucket?endpoint=…&region=…",
-    "MODELS__URL": "the local model process, unix:/path or http://host:port (dreamhub models)",
-    "AUTH__PLATFORM_TOKEN": "a random value of at least 32 characters (openssl rand -base64 48)",
-    "AUTH__JWT_SECRET": "a random value of at least 32 characters (openssl rand -base64 48)",
-}
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +97,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
 
     Raises SettingsError naming what isn't set, AppError when the database can't be reached.
     """
-    _require(settings, "DB__DSN", "REDIS__URL", "BLOBS__URL", "AUTH__PLATFORM_TOKEN", "AUTH__JWT_SECRET")
+    require(settings, "DB__DSN", "REDIS__URL", "BLOBS__URL", "AUTH__PLATFORM_TOKEN", "AUTH__JWT_SECRET")
     async with AsyncExitStack() as stack:
         spool = stack.enter_context(workdir(_scratch(settings), "server"))
         store = await _open_store(stack, settings, "DB__DSN", settings.db.dsn.get_secret_value())
@@ -187,8 +179,8 @@ def migrate(settings: Settings) -> None:
     """Applies what the schema lacks, and makes the tables of the embedding space that the settings ask for."""
     _configure(settings, "migrate")
     if not settings.db.owner_dsn and not settings.db.dsn:
-        raise _missing("DB__OWNER_DSN")
-    _run(_migrate(*_login(settings, "DB__OWNER_DSN"), space_of(settings), settings.tasks.max_retries))
+        raise missing("DB__OWNER_DSN")
+    _run(_migrate(*login(settings, "DB__OWNER_DSN"), space_of(settings), settings.tasks.max_retries))
 
 
 def openapi() -> dict[str, Any]:
@@ -220,10 +212,10 @@ async def _serve(settings: Settings, sockets: list[socket]) -> None:
 
 
 async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
-    _require(settings, "REDIS__URL", "BLOBS__URL", "MODELS__URL")
+    require(settings, "REDIS__URL", "BLOBS__URL", "MODELS__URL")
     async with AsyncExitStack() as stack:
         scratch = stack.enter_context(workdir(_scratch(settings), "worker"))
-        store = await _open_store(stack, settings, *_login(settings, "DB__WORKER_DSN"))
+        store = await _open_store(stack, settings, *login(settings, "DB__WORKER_DSN"))
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         sandbox = Sandbox(settings.limits)
@@ -249,8 +241,8 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
 
 
 async def _relay(settings: Settings) -> None:
-    _require(settings, "REDIS__URL")
-    name, dsn = _login(settings, "DB__RELAY_DSN")
+    require(settings, "REDIS__URL")
+    name, dsn = login(settings, "DB__RELAY_DSN")
     async with AsyncExitStack() as stack:
         store = await _open_store(stack, settings, name, dsn)
         queue = TaskQueue(settings.redis.url.get_secret_value())
@@ -308,7 +300,7 @@ async def _open_embedder(stack: AsyncExitStack, settings: Settings, store: Store
     if settings.ai.embedding_model:
         provider = OpenAIEmbeddings(settings.ai, space)
     else:
-        _require(settings, "MODELS__URL")
+        require(settings, "MODELS__URL")
         provider = LocalEmbeddings(settings.models.url, space)
     stack.push_async_callback(provider.close)
     return Embedder(provider)
@@ -376,32 +368,6 @@ def _configure(settings: Settings, process: str) -> None:
         logger.get("telemetry").warning(
             "OTEL_EXPORTER_OTLP_ENDPOINT has no effect: this version carries trace ids, but exports no spans"
         )
-
-
-def _require(settings: Settings, *names: str) -> None:
-    """Raises SettingsError for the first of these that isn't set."""
-    for name in names:
-        if not _value(settings, name):
-            raise _missing(name)
-
-
-def _value(settings: Settings, name: str) -> str:
-    """What the environment variable `name` sets."""
-    section, _, field = name.lower().partition("__")
-    value: Any = getattr(getattr(settings, section), field)
-    return value if isinstance(value, str) else value.get_secret_value()
-
-
-def _login(settings: Settings, name: str) -> tuple[str, str]:
-    """The setting that names this process's login, and the login: its own one, else DB__DSN."""
-    if own := _value(settings, name):
-        return name, own
-    _require(settings, "DB__DSN")
-    return "DB__DSN", settings.db.dsn.get_secret_value()
-
-
-def _missing(name: str) -> SettingsError:
-    return SettingsError(f"{name} is not set; set it to {REQUIRED[name]}")
 
 
 def _on_stop(stop: Callable[[], None]) -> None:
