@@ -210,7 +210,10 @@ def _done(answer: httpx.Response) -> Any:
 
 
 async def _bury(product: Product, task_id: str) -> None:
-    """Makes a failed task a dead letter. No file leads there quickly: only an error that goes on through all tries."""
+    """Makes a failed task a dead letter, with what relays and workers would write of its tenant in the course of hours.
+
+    No file leads there quickly: only an error that goes on through all tries.
+    """
     conn = await asyncpg.connect(_secret_dsn(product))
     try:
         async with conn.transaction():
@@ -220,6 +223,12 @@ async def _bury(product: Product, task_id: str) -> None:
                 "status = 'dead', stage = 'dead', lease_until = null",
             ):
                 assert await conn.execute(f"update tasks set {change} where id = $1", UUID(task_id)) == "UPDATE 1"
+            for row in (
+                "alerts (tenant_id, name, severity) select tenant_id, 'probe.alert', 'warning'",
+                "object_sweeps (tenant_id, finished_at) select tenant_id, now()",
+            ):
+                made = await conn.execute(f"insert into {row} from tasks where id = $1", UUID(task_id))
+                assert made == "INSERT 0 1"
     finally:
         await conn.close()
 
