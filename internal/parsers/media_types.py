@@ -1,4 +1,4 @@
-"""The media types that may be uploaded."""
+"""The media types that may be uploaded, and those of archives, whose files may."""
 
 PDF = "application/pdf"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -17,5 +17,11 @@ JPEG = "image/jpeg"
 WEBP = "image/webp"
 GIF = "image/gif"
 TIFF = "image/tiff"
+
+ZIP = "application/zip"
+TAR = "application/x-tar"
+GZIP = "application/gzip"
+TAR_BZ2 = "application/x-bzip2"
+TAR_XZ = "application/x-xz"
 
 ALLOWED = "PDF, DOCX, PPTX, XLSX, ODT, EPUB, HTML, Markdown, text, CSV, JSON, EML, PNG, JPEG, WebP, GIF and TIFF"

@@ -9,13 +9,28 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from internal.entities.archives import ArchiveBounds, ArchiveEntry
 from internal.entities.parsed import PageImage, Parsed
 from internal.parsers.confine import SANDBOX_ID
-from internal.parsers.wire import Cancel, Ended, Failed, Job, Limits, Notice, Ready, Request, Result, Start
+from internal.parsers.wire import (
+    Cancel,
+    Done,
+    Ended,
+    Expanded,
+    Failed,
+    Job,
+    Limits,
+    Notice,
+    Ready,
+    Request,
+    Result,
+    Start,
+)
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.config import Limits as LimitSettings
@@ -24,6 +39,7 @@ START_SECONDS = 30.0
 GRACE_SECONDS = 5.0  # after which a zygote that doesn't end a child is itself ended
 CODE_ROOT = Path(__file__).resolve().parents[2]
 READ_STEP = 1 << 20
+EXPAND_FACTOR = 4.0  # an archive may hold as much as many files
 CLOCK_FACTOR = 4.0  # a busy machine lends a child only some of each second
 
 
@@ -68,18 +84,44 @@ class Sandbox:
         `deadline` is a `time.monotonic()` value. Raises FILE_UNREADABLE, FILE_ENCRYPTED or FILE_TOO_COMPLEX for the
         file, INTERNAL when two zygotes in a row died of something else.
         """
+        result = await self._run(path, lambda: self._job(media_type, workdir, deadline))
+        if not isinstance(result, Done):
+            raise misbehaved()
+        images = tuple(admit(image, workdir) for image in result.parsed.page_images)
+        return msgspec.structs.replace(result.parsed, page_images=images)
+
+    async def expand(self, path: Path, *, workdir: Path, bounds: ArchiveBounds) -> tuple[ArchiveEntry, ...]:
+        """Writes the archive's files to `workdir`, which is empty, each named by its ordinal.
+
+        Raises FILE_UNREADABLE, FILE_TOO_COMPLEX or FILE_EMPTY for the archive, BLOB_UNAVAILABLE for a full disk,
+        INTERNAL as `parse`.
+        """
+
+        def job() -> Job:
+            _clear(workdir)
+            found = self._job("", workdir, None)
+            limits = msgspec.structs.replace(
+                found.limits,
+                seconds=EXPAND_FACTOR * found.limits.seconds,
+                cpu_seconds=EXPAND_FACTOR * found.limits.cpu_seconds,
+            )
+            return msgspec.structs.replace(found, limits=limits, archive=bounds)
+
+        result = await self._run(path, job)
+        if not isinstance(result, Expanded):
+            raise misbehaved()
+        return result.entries
+
+    async def _run(self, path: Path, make: Callable[[], Job]) -> Done | Expanded:
         for attempt in (1, 2):
             try:
-                return await self._parse(path, media_type=media_type, workdir=workdir, deadline=deadline)
+                job = make()
+                zygote = await self._running()
+                output, ended = await zygote.run(job, path)
+                return await self._judge(job, output, ended)
             except ZygoteLostError:
                 self._log.warning("parser_zygote_lost", attempt=attempt)
         raise AppError(Code.INTERNAL, "The parser process died twice; try again.")
-
-    async def _parse(self, path: Path, *, media_type: str, workdir: Path, deadline: float | None) -> Parsed:
-        job = self._job(media_type, workdir, deadline)
-        zygote = await self._running()
-        output, ended = await zygote.run(job, path)
-        return await self._judge(job, output, ended)
 
     def _job(self, media_type: str, workdir: Path, deadline: float | None) -> Job:
         """The order for one child; as root the work folder is given to the child's user."""
@@ -101,7 +143,7 @@ class Sandbox:
             ),
         )
 
-    async def _judge(self, job: Job, output: bytes | None, ended: Ended) -> Parsed:
+    async def _judge(self, job: Job, output: bytes | None, ended: Ended) -> Done | Expanded:
         """Turns what came out of a child into a result or an error."""
         megabytes = job.limits.output >> 20
         if output is None:
@@ -132,9 +174,7 @@ class Sandbox:
             if result.trace:
                 self._log.warning("parser_failed", media_type=job.media_type, trace=result.trace)
             raise AppError(Code(result.code), result.detail)
-        return msgspec.structs.replace(
-            result.parsed, page_images=tuple(admit(image, Path(job.workdir)) for image in result.parsed.page_images)
-        )
+        return result
 
     async def _running(self) -> "_Zygote":
         async with self._starting:
@@ -149,14 +189,30 @@ class Sandbox:
 
 def admit(image: PageImage, workdir: Path) -> PageImage:
     """A child's word isn't trusted: the image must be a regular file right in the work folder."""
-    path = workdir / image.path
+    return msgspec.structs.replace(image, path=str(regular(image.path, workdir)))
+
+
+def regular(name: str, workdir: Path) -> Path:
+    """A file that a child wrote right into its work folder. Raises FILE_UNREADABLE for anything else."""
+    path = workdir.absolute() / name
     try:
-        regular = Path(image.path).name == image.path and stat.S_ISREG(path.lstat().st_mode)
+        found = Path(name).name == name and stat.S_ISREG(path.lstat().st_mode)
     except OSError:
-        regular = False
-    if not regular:
-        raise AppError(Code.FILE_UNREADABLE, "The file made its reader misbehave and was refused.")
-    return msgspec.structs.replace(image, path=str(path))
+        found = False
+    if not found:
+        raise misbehaved()
+    return path
+
+
+def misbehaved() -> AppError:
+    """The error for a file whose reader did what no reader does."""
+    return AppError(Code.FILE_UNREADABLE, "The file made its reader misbehave and was refused.")
+
+
+def _clear(folder: Path) -> None:
+    """What an attempt that was cut off left there."""
+    for path in folder.iterdir():
+        path.unlink()
 
 
 class _Zygote:

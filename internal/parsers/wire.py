@@ -2,6 +2,7 @@
 
 import msgspec
 
+from internal.entities.archives import ArchiveBounds, ArchiveEntry
 from internal.entities.parsed import Parsed
 
 
@@ -17,12 +18,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to the zygote; the file and the result pipe travel with it as descriptors."""
+    """A request to the zygote; the file and the result pipe travel with it as descriptors.
+
+    With `archive` the file is expanded within these bounds instead of being read.
+    """
 
     id: int
     media_type: str
     workdir: str
     limits: Limits
+    archive: ArchiveBounds | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -57,6 +62,12 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     parsed: Parsed
 
 
+class Expanded(msgspec.Struct, frozen=True, tag=True):
+    """What a child found in an archive; the files lie in the work folder."""
+
+    entries: tuple[ArchiveEntry, ...]
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """A child's error. `trace` is for the log only, and only for errors that nobody foresaw."""
 
@@ -67,4 +78,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Request = Start | Cancel
 Notice = Ready | Ended
-Result = Done | Failed
+Result = Done | Expanded | Failed

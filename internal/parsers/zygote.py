@@ -25,8 +25,22 @@ import msgspec
 from PIL import Image
 
 from internal.parsers import confine
+from internal.parsers.expand import expand
 from internal.parsers.read import read
-from internal.parsers.wire import Cancel, Done, Ended, Failed, Job, Limits, Notice, Ready, Request, Result, Start
+from internal.parsers.wire import (
+    Cancel,
+    Done,
+    Ended,
+    Expanded,
+    Failed,
+    Job,
+    Limits,
+    Notice,
+    Ready,
+    Request,
+    Result,
+    Start,
+)
 from pkg.apperr import AppError, Code
 
 WATCH_SECONDS = 0.02
@@ -174,9 +188,11 @@ def _enclose(job: Job) -> list[str]:
 
 
 def _answer(job: Job, file: int) -> Result:
-    """The parsed file or the error, whatever the parsers raise."""
+    """The parsed file, the archive's entries, or the error, whatever the parsers raise."""
     try:
         with os.fdopen(file, "rb", closefd=False) as stream:
+            if job.archive is not None:
+                return Expanded(tuple(expand(stream, workdir=Path(), bounds=job.archive)))
             parsed = read(
                 stream,
                 media_type=job.media_type,
