@@ -33,12 +33,15 @@ from internal.repositories.workers import open_workers
 from internal.services.access_tokens import AccessTokens
 from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
+from internal.services.batches import BatchService
+from internal.services.bulk import BulkService
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
 from internal.services.collections import CollectionService
 from internal.services.documents import MEGABYTE, DocumentService
 from internal.services.embedder import Embedder
 from internal.services.events import EventService, ReaderLimits
+from internal.services.expansion import ExpansionService
 from internal.services.extractive import ExtractiveModel
 from internal.services.forecasts import ForecastService
 from internal.services.health import Check, HealthService
@@ -132,6 +135,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             documents=documents,
             versions=versions,
             uploads=UploadService(store, blobs, documents, versions, spool=spool, limits=settings.limits),
+            batches=BatchService(store, blobs, documents, spool=spool, limits=settings.limits),
             collections=CollectionService(store),
             tasks=TaskService(store),
             forecasts=ForecastService(store, workers),
@@ -229,11 +233,19 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         sweep = SweepService(store, blobs, orphan_hours=settings.blobs.orphan_hours)
         ingest = IngestService(store, blobs, sandbox, ocr, embedder, megaphone, sweep, workdir=scratch)
         purge = PurgeService(store, blobs)
+        antivirus = open_antivirus(settings.scan)
+        documents = DocumentService(store, blobs, antivirus, spool=scratch, max_file_mb=settings.limits.max_file_mb)
+        expansions = ExpansionService(store, blobs, sandbox, documents, workdir=scratch, limits=settings.limits)
+        bulk = BulkService(store)
         jobs = product_jobs(
             ingest_content=ingest.ingest_content,
             purge_content=purge.purge_content,
             purge_uploads=purge.purge_uploads,
             sweep_objects=sweep.sweep_objects,
+            purge_batches=purge.purge_batches,
+            expand_archive=expansions.expand_archive,
+            retry_tasks=bulk.retry_tasks,
+            delete_documents=bulk.delete_documents,
         )
         worker = Worker(store, queue, jobs, settings, queues=queues)
         _on_stop(worker.stop)

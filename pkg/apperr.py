@@ -59,6 +59,8 @@ class Code(StrEnum):
     UPLOAD_CHECKSUM_MISMATCH = "upload.checksum_mismatch"
     UPLOAD_TOO_MANY = "upload.too_many"
     UPLOAD_VERSION = "upload.version"
+    BATCH_NOT_FOUND = "batch.not_found"
+    BATCH_TOO_MANY = "batch.too_many"
     QUOTA_EXCEEDED = "quota.exceeded"
     BUDGET_EXCEEDED = "budget.exceeded"
     QUEUE_FULL = "queue.full"

@@ -160,6 +160,10 @@ class Limits(Section):
     versions: int = Field(default=10, ge=1, le=1000, description="of a document that are kept")
     uploads: int = Field(default=100, ge=1, description="unfinished resumable uploads of a tenant")
     uploads_mb: int = Field(default=20_480, ge=1, description="what these announce together")
+    batch_files: int = Field(default=200, ge=1, le=10_000, description="files of one request")
+    batch_mb: int = Field(default=1024, ge=1, description="these together, and what an archive unpacks to")
+    archive_entries: int = Field(default=10_000, ge=1, le=20_000, description="entries of an archive")
+    batches: int = Field(default=100, ge=1, description="unfinished batches of a tenant")
     queue_depth: int = Field(default=10_000, ge=1)
     rate_per_minute: int = Field(default=600, ge=1)
     streams_per_key: int = Field(default=50, ge=1)
@@ -202,7 +206,7 @@ PRODUCTION_NEEDS: Mapping[str, frozenset[str]] = {
     "server": frozenset(
         {"AUTH__PLATFORM_TOKEN", "AUTH__JWT_SECRET", "SCAN__CLAMD", "DB__DSN", "REDIS__URL", "BLOBS__URL"}
     ),
-    "worker": frozenset({"DB__DSN", "REDIS__URL", "BLOBS__URL"}),
+    "worker": frozenset({"SCAN__CLAMD", "DB__DSN", "REDIS__URL", "BLOBS__URL"}),
     "relay": frozenset({"DB__DSN", "REDIS__URL"}),
     "models": frozenset(),
     "migrate": frozenset({"DB__OWNER_DSN"}),
@@ -342,6 +346,11 @@ def _refuse_contradictory(settings: "Settings") -> None:
     if limits.uploads_mb < limits.max_file_mb:
         lines.append(
             f"LIMITS__UPLOADS_MB is {limits.uploads_mb}, but one file may have {limits.max_file_mb}"
+            " (LIMITS__MAX_FILE_MB); raise the first or lower the second"
+        )
+    if limits.batch_mb < limits.max_file_mb:
+        lines.append(
+            f"LIMITS__BATCH_MB is {limits.batch_mb}, but one file may have {limits.max_file_mb}"
             " (LIMITS__MAX_FILE_MB); raise the first or lower the second"
         )
     if lines:

@@ -52,6 +52,7 @@ async def seed(conn: asyncpg.Connection) -> Seeded:
         owner,
         canary,
     )
+    await _seed_batch(conn, tenant, owner, shared, canary)
     return Seeded(tenant=tenant, owner=owner, member=member, shared=shared, private=private, canary=canary)
 
 
@@ -217,4 +218,26 @@ async def _seed_upload(conn: asyncpg.Connection, tenant: UUID, owner: UUID, cana
     )
     await conn.execute(
         "insert into upload_parts (tenant_id, id, upload_id, start) values ($1, $2, $3, 0)", tenant, new_id(), upload
+    )
+
+
+async def _seed_batch(conn: asyncpg.Connection, tenant: UUID, owner: UUID, document: UUID, canary: str) -> None:
+    batch = new_id()
+    await conn.execute(
+        "insert into batches (tenant_id, id, user_id, kind, request, task_id, stored, error_message, settled_at)"
+        " values ($1, $2, $3, 'archive', '{}', $4, true, $5, now() - interval '1 year')",
+        tenant,
+        batch,
+        owner,
+        new_id(),
+        canary,
+    )
+    await conn.execute(
+        "insert into batch_items (tenant_id, batch_id, ordinal, filename, handled, document_id, task_id)"
+        " values ($1, $2, 0, $3, true, $4, $5), ($1, $2, 1, $3, false, $4, null)",
+        tenant,
+        batch,
+        canary,
+        document,
+        new_id(),
     )

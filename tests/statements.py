@@ -102,7 +102,7 @@ def _constants(tree: ast.Module, file: str) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("internal.repositories."):
             path = REPOSITORIES / f"{str(node.module).rpartition('.')[2]}.py"
             theirs = _constants(ast.parse(path.read_text(encoding="utf-8")), path.name)
-            found |= {item.name: theirs[item.name] for item in node.names if item.name in theirs}
+            found |= {item.asname or item.name: theirs[item.name] for item in node.names if item.name in theirs}
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             try:
                 found[node.targets[0].id] = _text(node.value, found, file)

@@ -120,7 +120,7 @@ class Roles:
         """One worker of all queues; `number` counts from 1."""
         return self._spec(
             "work",
-            self._service | {"DB__DSN": self._addresses.databases.worker},
+            self._service | self._scanner | {"DB__DSN": self._addresses.databases.worker},
             role="worker",
             name=f"worker-{number}",
         )

@@ -84,6 +84,7 @@ class NewDocument(msgspec.Struct, frozen=True, kw_only=True):
     visibility: Visibility
     collection_id: UUID | None
     tags: list[str]
+    metadata: dict[str, Any] = {}
 
 
 class DocumentChanges(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,6 +69,22 @@ class TaskFinished(Event, frozen=True, kw_only=True):
     error_code: str | None = None
 
 
+class BatchFinished(Event, frozen=True, kw_only=True):
+    """Nothing of a batch waits or runs any more. The relay writes this shape in SQL."""
+
+    kind: ClassVar[str] = "batch.finished"
+
+    batch_id: UUID
+    batch_kind: str
+    status: str
+    total: int
+    succeeded: int
+    failed: int
+    dead: int
+    cancelled: int
+    refused: int
+
+
 class AlertRaised(Event, frozen=True, kw_only=True):
     """Something that the people of a tenant should know of, or, not `active`, that it is over.
 
@@ -99,6 +115,13 @@ class TaskMoved(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant_id: UUID
     task_id: UUID
+
+
+class BatchMoved(msgspec.Struct, frozen=True, kw_only=True):
+    """What the relay broadcasts when a batch has come further: which one, nothing more."""
+
+    tenant_id: UUID
+    batch_id: UUID
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,10 @@ class TaskKind(StrEnum):
     PURGE_CONTENT = "purge_content"
     PURGE_UPLOADS = "purge_uploads"
     SWEEP_OBJECTS = "sweep_objects"
+    EXPAND_ARCHIVE = "expand_archive"
+    RETRY_TASKS = "retry_tasks"
+    DELETE_DOCUMENTS = "delete_documents"
+    PURGE_BATCHES = "purge_batches"
 
 
 INGEST_VERSION = 2
@@ -50,7 +54,7 @@ PURGE_VERSION = 2
 """What these tasks mean today: a content may be a document's history, or its next version. Workers that don't know of
 that put them back for others; raise it whenever older workers would do a task wrongly."""
 
-REMOVALS = frozenset({TaskKind.PURGE_CONTENT, TaskKind.PURGE_UPLOADS})
+REMOVALS = frozenset({TaskKind.PURGE_CONTENT, TaskKind.PURGE_UPLOADS, TaskKind.PURGE_BATCHES})
 """Their document is gone for its readers already: nobody may cancel them, or its text and file would stay for good."""
 
 

@@ -21,6 +21,8 @@ SECRET_ANSWER = {"secret_answer": True}
 """For `opt`: an answer that is shown once must not lie in a table for a day."""
 STREAMED = {"streamed": True}
 """For `opt`: a body that is read as it comes can't be compared, and headers that matter aren't kept."""
+CLAIMED = {"claimed": True}
+"""For `opt`: a body that the handler reads by itself, and claims the answer to."""
 NEVER_REPLAYED = (*SECRET_ANSWER, *STREAMED)
 
 
@@ -37,7 +39,7 @@ class Replays:
         if raw is None or "auth" not in request.scope or _is_exempt(request.route_handler.opt):
             return None
         key = check_key(raw.decode("latin-1"))
-        if request.content_type[0] == "multipart/form-data":
+        if request.content_type[0] == "multipart/form-data" or request.route_handler.opt.get("claimed"):
             request.scope[LATER] = (self, key)  # type: ignore[literal-required]  # ours, for `claim`
             return None
         return await self.begin(request, key, await request.body())

@@ -11,6 +11,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 from prometheus_client import CollectorRegistry, Gauge
 
 from internal.handlers import (
+    batches,
     collections,
     conversations,
     dead_letters,
@@ -37,6 +38,7 @@ from internal.handlers.schema import describe
 from internal.handlers.sockets import refusing
 from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
+from internal.services.batches import BatchService
 from internal.services.chat import ChatService
 from internal.services.collections import CollectionService
 from internal.services.documents import DocumentService
@@ -95,6 +97,13 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     tus.get_upload,
     tus.append_to_upload,
     tus.remove_upload,
+    # /api/v1/batches
+    batches.add_batch,
+    batches.list_batches,
+    batches.get_batch,
+    batches.list_batch_items,
+    batches.cancel_batch,
+    batches.retry_batch,
     # /api/v1/collections
     collections.list_collections,
     collections.add_collection,
@@ -147,6 +156,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     documents: DocumentService
     versions: VersionService
     uploads: UploadService
+    batches: BatchService
     collections: CollectionService
     tasks: TaskService
     forecasts: ForecastService
@@ -171,6 +181,7 @@ PROVIDED = (
     "documents",
     "versions",
     "uploads",
+    "batches",
     "collections",
     "tasks",
     "forecasts",

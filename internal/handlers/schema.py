@@ -14,6 +14,8 @@ from litestar.params import QueryParameter
 from litestar.routes import WebSocketRoute
 from litestar.types import ControllerRouterHandler, Method
 
+from internal.entities.documents import DocumentStatus
+from internal.entities.tasks import Queue
 from internal.handlers.auth import Open
 from pkg.apperr import Code
 
@@ -42,31 +44,107 @@ WRITES = ("post",)
 OFFSET_TYPE = "application/offset+octet-stream"
 
 
+def _fields() -> dict[str, Schema]:
+    """What may come with a file in a form."""
+    return {
+        "priority": Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"]),
+        "tags": Schema(type=OpenAPIType.STRING, description="Separated by commas, or the field repeated."),
+        "collection": Schema(type=OpenAPIType.STRING, description="Its name; made if need be."),
+        "visibility": Schema(type=OpenAPIType.STRING, enum=["tenant", "private"]),
+    }
+
+
 @dataclass
 class UploadOperation(Operation):
     """The form of an upload, which the handler reads by itself."""
 
     def __post_init__(self) -> None:
+        file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+        schema = Schema(type=OpenAPIType.OBJECT, required=["file"], properties={"file": file, **_fields()})
+        self.request_body = RequestBody(required=True, content={"multipart/form-data": OpenAPIMediaType(schema=schema)})
+
+
+@dataclass
+class BatchOperation(Operation):
+    """A form of many files or of one archive, or an order in JSON; the handler reads both by itself."""
+
+    def __post_init__(self) -> None:
+        binary = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+        form = Schema(
+            type=OpenAPIType.OBJECT,
+            properties={
+                "file": Schema(type=OpenAPIType.ARRAY, items=binary, description="The part repeated for each file."),
+                "archive": Schema(
+                    type=OpenAPIType.STRING,
+                    format=OpenAPIFormat.BINARY,
+                    description="A ZIP, TAR, TAR.GZ, TAR.BZ2 or TAR.XZ, without any file beside it.",
+                ),
+                **_fields(),
+            },
+        )
         self.request_body = RequestBody(
             required=True,
             content={
-                "multipart/form-data": OpenAPIMediaType(
-                    schema=Schema(
-                        type=OpenAPIType.OBJECT,
-                        required=["file"],
-                        properties={
-                            "file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY),
-                            "priority": Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"]),
-                            "tags": Schema(
-                                type=OpenAPIType.STRING, description="Separated by commas, or the field repeated."
-                            ),
-                            "collection": Schema(type=OpenAPIType.STRING, description="Its name; made if need be."),
-                            "visibility": Schema(type=OpenAPIType.STRING, enum=["tenant", "private"]),
-                        },
-                    )
-                )
+                "multipart/form-data": OpenAPIMediaType(schema=form),
+                "application/json": OpenAPIMediaType(schema=Schema(one_of=[_retry_order(), _delete_order()])),
             },
         )
+
+
+def _retry_order() -> Schema:
+    text = Schema(type=OpenAPIType.STRING)
+    return Schema(
+        type=OpenAPIType.OBJECT,
+        required=["action"],
+        properties={
+            "action": Schema(type=OpenAPIType.STRING, enum=["retry"]),
+            "filter": Schema(
+                type=OpenAPIType.OBJECT,
+                description="Which failed and dead tasks; without it all that you may see.",
+                properties={
+                    "status": Schema(type=OpenAPIType.STRING, enum=["failed", "dead"]),
+                    "queue": Schema(type=OpenAPIType.STRING, enum=[queue.value for queue in Queue]),
+                    "kind": text,
+                    "error_code": text,
+                    "document_ids": _ids(),
+                    "ids": _ids(),
+                },
+            ),
+        },
+    )
+
+
+def _delete_order() -> Schema:
+    text = Schema(type=OpenAPIType.STRING)
+    return Schema(
+        type=OpenAPIType.OBJECT,
+        required=["action"],
+        description="Either the documents or a filter.",
+        properties={
+            "action": Schema(type=OpenAPIType.STRING, enum=["delete"]),
+            "document_ids": _ids(),
+            "filter": Schema(
+                type=OpenAPIType.OBJECT,
+                description="Which of the documents that you may delete; an empty object chooses them all.",
+                properties={
+                    "collection_id": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.UUID),
+                    "tag": text,
+                    "source_type": text,
+                    "status": Schema(type=OpenAPIType.STRING, enum=[status.value for status in DocumentStatus]),
+                    "name": Schema(type=OpenAPIType.STRING, description="A part of the file's name."),
+                },
+            ),
+        },
+    )
+
+
+def _ids() -> Schema:
+    return Schema(
+        type=OpenAPIType.ARRAY,
+        items=Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.UUID),
+        min_items=1,
+        max_items=1000,
+    )
 
 
 @dataclass

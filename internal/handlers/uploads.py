@@ -8,6 +8,7 @@ from internal.handlers.dispositions import RAW, names_of
 from pkg.apperr import AppError, Code
 
 FILE = "file"
+ONE_FILE = frozenset({FILE})
 FIELDS = frozenset({"priority", "tags", "collection", "visibility"})
 REPEATABLE = frozenset({"tags"})
 MAX_PARTS = 64
@@ -17,13 +18,24 @@ FORM_BYTES = 512 * 1024
 
 
 class UploadForm:
-    """The parts of one form, in whatever order they come. Use: `begin`, then `chunks` to its end, then `finish`."""
+    """The parts of one form, in whatever order they come. Use: `begin`, then `chunks` to its end, then `finish`.
+
+    A form of many files: `following` before each one's `chunks`, until it says that there is none. `files` are the
+    names of parts that are files, `part` is the present one's.
+    """
 
     def __init__(
-        self, stream: AsyncIterator[bytes], boundary: str, *, max_file_bytes: int, fields: frozenset[str] = FIELDS
+        self,
+        stream: AsyncIterator[bytes],
+        boundary: str,
+        *,
+        max_file_bytes: int,
+        fields: frozenset[str] = FIELDS,
+        files: frozenset[str] = ONE_FILE,
+        max_parts: int = MAX_PARTS,
     ) -> None:
         try:
-            self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS, header_charset=RAW)
+            self._parser = PushMultipartParser(boundary, max_segment_count=max_parts, header_charset=RAW)
         except MultipartError as error:
             raise _malformed(error) from None
         self._stream = stream
@@ -32,24 +44,34 @@ class UploadForm:
         self._max_file_bytes = max_file_bytes
         self._events = self._parse()
         self._fields: dict[str, list[str]] = {}
+        self._files = files
+        self._inside = False
+        self.part = ""
         self.filename = ""
 
     async def begin(self) -> None:
         """Reads fields until the file begins. Raises REQUEST_INVALID when there is none."""
-        if not await self._read_fields():
+        if not await self.following():
             raise _invalid(FILE, "is missing; send the file as a part named file")
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The file's bytes."""
         async for event in self._events:
             if event is None:
+                self._inside = False
                 return
             if isinstance(event, bytes | bytearray):
                 yield bytes(event)
 
+    async def skip(self) -> None:
+        """Reads past what nobody wanted of the present file."""
+        if self._inside:
+            async for _ in self.chunks():
+                pass
+
     async def finish(self) -> None:
         """Reads the fields that follow the file."""
-        if await self._read_fields():
+        if await self.following():
             raise _invalid(FILE, "is there twice; upload one file at a time")
 
     def field(self, name: str) -> str | None:
@@ -60,15 +82,15 @@ class UploadForm:
         """From repeated parts, comma-separated texts, or both."""
         return [tag for text in self._fields.get("tags", []) for tag in text.split(",") if tag.strip()]
 
-    async def _read_fields(self) -> bool:
-        """True when a file begins, False at the form's end."""
+    async def following(self) -> bool:
+        """Reads fields: True when a file begins, False at the form's end."""
         name: str | None = None
         text = bytearray()
         async for event in self._events:
             if isinstance(event, MultipartSegment):
                 field, filename = names_of(event.header("Content-Disposition") or "")
-                if field == FILE:
-                    self.filename = filename
+                if field in self._files:
+                    self.part, self.filename, self._inside = field, filename, True
                     return True
                 name = self._expected(field)
             elif event is None:
@@ -94,7 +116,7 @@ class UploadForm:
                 self._left -= len(chunk)
                 if self._left < 0:
                     raise AppError(
-                        Code.FILE_TOO_LARGE,
+                        Code.FILE_TOO_LARGE if self._files == ONE_FILE else Code.REQUEST_TOO_LARGE,
                         f"The upload is larger than the limit of {self._max_file_bytes // 1024**2} MB.",
                     )
                 if chunk:

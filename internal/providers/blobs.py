@@ -46,6 +46,11 @@ class BlobStore:
         """The name of an object that is a part of an unfinished upload."""
         return f"{tenant_id}/uploads/{part_id}"
 
+    @staticmethod
+    def archive_key(tenant_id: UUID, batch_id: UUID) -> str:
+        """The name of an object that is an archive, until its files are documents."""
+        return f"{tenant_id}/archives/{batch_id}"
+
     async def put_file(self, key: str, path: Path) -> None:
         """Stores a file's bytes, in parts where it is large, and never shows a half-written object."""
         try:

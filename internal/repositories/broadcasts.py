@@ -20,13 +20,14 @@ LISTEN_SECONDS = 0.05
 """How long a new tenant may wait to be listened to; until then its readers are served by polling."""
 
 Heard = Callable[[UUID, UUID | None], None]
-"""Takes the tenant of which something was heard, and the task if it was a task's progress."""
+"""Takes the tenant of which something was heard, and the task or batch if it was one's progress."""
 
 
 class News(msgspec.Struct, frozen=True):
-    """The part of a broadcast that says what to look at; without a task it is an event."""
+    """The part of a broadcast that says what to look at; without a task or batch it is an event."""
 
     task_id: UUID | None = None
+    batch_id: UUID | None = None
 
 
 def events_channel(tenant_id: UUID) -> str:
@@ -114,16 +115,17 @@ class Listener:
         channel = message["channel"]
         tenant_id = self._wanted.get(channel.decode()) if isinstance(channel, bytes) else None
         if tenant_id is not None:
-            heard(tenant_id, _task(message["data"]))
+            heard(tenant_id, _moved(message["data"]))
 
     async def close(self) -> None:
         """Closes the connection."""
         await self._redis.aclose()
 
 
-def _task(data: object) -> UUID | None:
-    """The task in a broadcast. What isn't of our making is news all the same: it costs one look."""
+def _moved(data: object) -> UUID | None:
+    """The task or batch in a broadcast. What isn't of our making is news all the same: it costs one look."""
     try:
-        return msgspec.json.decode(data, type=News).task_id if isinstance(data, bytes) else None
+        news = msgspec.json.decode(data, type=News) if isinstance(data, bytes) else News()
     except msgspec.MsgspecError:
         return None
+    return news.task_id or news.batch_id

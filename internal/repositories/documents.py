@@ -12,19 +12,31 @@ from internal.entities.ids import new_id
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
-# $1 is the tenant and $2 the user in each statement that uses these two.
+LATEST_READING = (
+    " left join lateral (select t.status from tasks t where t.tenant_id = d.tenant_id and t.document_id = d.id"
+    " and t.kind = 'ingest_content' order by t.created_at desc limit 1) t on true"
+)
+# $1 is the tenant and $2 the user in each statement that uses these.
 DOCUMENT = (
-    "select d.id, d.version, d.content_id, d.owner_id, d.generation_id, d.filename, c.media_type, d.source_type,"
+    "select d.id, d.version, d.content_id, d.owner_id, d.generation_id, d.filename, c.media_type,"  # noqa: S608 - constants
+    " d.source_type,"
     " c.size, c.sha256, d.visibility, d.collection_id, k.name as collection, d.tags,"
     " c.metadata || d.metadata as metadata,"
     " coalesce(g.chunk_count, 0) as chunk_count, t.status as task_status, d.created_at, d.updated_at"
     " from documents d join contents c on c.tenant_id = d.tenant_id and c.id = d.content_id"
     " left join collections k on k.tenant_id = d.tenant_id and k.id = d.collection_id"
-    " left join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id"
-    " left join lateral (select t.status from tasks t where t.tenant_id = d.tenant_id and t.document_id = d.id"
-    " and t.kind = 'ingest_content' order by t.created_at desc limit 1) t on true"
+    " left join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id" + LATEST_READING
 )
 VISIBLE = " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2)"
+# What a DocumentFilter says, after LATEST_READING and VISIBLE; `narrowing` gives the parameters.
+NARROWED = (
+    " and ($3::uuid is null or d.collection_id = $3) and ($4::text is null or $4 = any(d.tags))"
+    " and ($5::text is null or d.source_type = $5)"
+    " and ($6::text is null or position(lower($6) in lower(d.filename)) > 0)"
+    " and ($7::text is null or $7 = case when d.generation_id is not null then 'ready'"
+    " when t.status in ('failed', 'dead') then 'failed' when t.status = 'cancelled' then 'cancelled'"
+    " when t.status = 'queued' then 'queued' else 'processing' end)"
+)
 
 STATUS_OF_TASK = {
     "queued": DocumentStatus.QUEUED,
@@ -47,7 +59,7 @@ class DocumentRepository:
         """Adds a document of the context's user; None when this user holds the content already."""
         return await self._conn.fetchval(
             "insert into documents (tenant_id, id, content_id, owner_id, filename, source_type, visibility,"
-            " collection_id, tags) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            " collection_id, tags, metadata) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb)"
             " on conflict (tenant_id, owner_id, content_id) where version = 1 do nothing returning id",
             self._ctx.tenant_id,
             new_id(),
@@ -58,6 +70,7 @@ class DocumentRepository:
             new.visibility.value,
             new.collection_id,
             new.tags,
+            msgspec.json.encode(new.metadata).decode(),
         )
 
     async def find_own(self, content_id: UUID) -> Document | None:
@@ -152,26 +165,27 @@ class DocumentRepository:
     async def list(self, *, limit: int, before: tuple[datetime, UUID] | None, narrow: DocumentFilter) -> list[Document]:
         """Up to `limit` documents, newest first, those older than the (created_at, id) of `before`."""
         rows = await self._conn.fetch(
-            DOCUMENT + VISIBLE + " and ($3::timestamptz is null or (d.created_at, d.id) < ($3, $4::uuid))"
-            " and ($5::uuid is null or d.collection_id = $5) and ($6::text is null or $6 = any(d.tags))"
-            " and ($7::text is null or d.source_type = $7)"
-            " and ($8::text is null or position(lower($8) in lower(d.filename)) > 0)"
-            " and ($9::text is null or $9 = case when d.generation_id is not null then 'ready'"
-            " when t.status in ('failed', 'dead') then 'failed' when t.status = 'cancelled' then 'cancelled'"
-            " when t.status = 'queued' then 'queued' else 'processing' end)"
+            DOCUMENT + VISIBLE + NARROWED + " and ($8::timestamptz is null or (d.created_at, d.id) < ($8, $9::uuid))"
             " order by d.created_at desc, d.id desc limit $10",
             self._ctx.tenant_id,
             self._ctx.user_id,
+            *narrowing(narrow),
             before[0] if before else None,
             before[1] if before else None,
-            narrow.collection_id,
-            narrow.tag,
-            narrow.source_type,
-            narrow.name,
-            narrow.status.value if narrow.status else None,
             limit,
         )
         return [_document(row) for row in rows]
+
+
+def narrowing(narrow: DocumentFilter) -> tuple[object, ...]:
+    """The parameters $3 to $7 of NARROWED."""
+    return (
+        narrow.collection_id,
+        narrow.tag,
+        narrow.source_type,
+        narrow.name,
+        narrow.status.value if narrow.status else None,
+    )
 
 
 def missing() -> AppError:

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from internal.entities.events import PublishedEvent, TaskFinished
+from internal.entities.events import BatchMoved, PublishedEvent, TaskFinished
 from internal.entities.ids import new_id
 from internal.entities.tasks import Ending, Lease, Queue, QueueDepth, Task, TaskStatus, Wakeup, check_transition
 from internal.repositories.rows import sure
@@ -157,6 +157,18 @@ class LedgerRepository:
         """Queues the comparison of objects with rows for tenants whose turn it is, one task each; answers how many."""
         ids = [new_id() for _ in range(EXPIRY_BATCH)]
         return sure(await self._conn.fetchval("select queue_sweeps_v1($1, $2, $3)", ids, every, max_retries))
+
+    async def settle_batches(self, limit: int) -> list[BatchMoved]:
+        """Looks at up to `limit` unfinished batches; those that have come further. The outbox is told of their ends."""
+        rows = await self._conn.fetch("select tenant_id, batch_id from settle_batches_v1($1)", limit)
+        return [BatchMoved(tenant_id=row["tenant_id"], batch_id=row["batch_id"]) for row in rows]
+
+    async def expire_batches(self, *, batches: timedelta, archives: timedelta, max_retries: int) -> int:
+        """Queues the removal of batches, or of archives alone, that ended so long ago; answers how many tasks."""
+        ids = [new_id() for _ in range(EXPIRY_BATCH)]
+        return sure(
+            await self._conn.fetchval("select expire_batches_v1($1, $2, $3, $4)", ids, batches, archives, max_retries)
+        )
 
 
 def _by_queue(rows: Sequence[asyncpg.Record]) -> dict[Queue, list[Wakeup]]:

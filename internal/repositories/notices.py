@@ -22,8 +22,9 @@ EVENTS = (
     " from outbox o"
     " left join tasks t on t.tenant_id = $1 and t.id = (o.payload ->> 'task_id')::uuid"
     " left join documents d on d.tenant_id = $1 and d.id = (o.payload ->> 'document_id')::uuid"
+    " left join batches b on b.tenant_id = $1 and b.id = (o.payload ->> 'batch_id')::uuid"
     " where o.tenant_id = $1 and (o.payload ->> 'visibility' = 'tenant' or t.user_id = $2"
-    " or d.visibility = 'tenant' or d.owner_id = $2)"
+    " or d.visibility = 'tenant' or d.owner_id = $2 or b.user_id = $2)"
 )
 
 

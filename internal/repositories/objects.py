@@ -9,12 +9,12 @@ from internal.entities.objects import HeldObject
 from internal.repositories.task_rows import ANEW
 from pkg.ctxutil import Context
 
-FOLDERS = frozenset({"", "uploads"})
+FOLDERS = frozenset({"", "archives", "uploads"})
 """Below a tenant's prefix, where the objects lie that `held` knows the rows of; what lies elsewhere is left alone."""
 
 
 class ObjectRepository:
-    """Contents and parts of uploads, as far as they stand for an object."""
+    """Contents, parts of uploads and archives, as far as they stand for an object."""
 
     def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
         self._conn = conn
@@ -24,7 +24,8 @@ class ObjectRepository:
         """Those of the ids that some row has. Another kind of object is one more branch here, and its folder above."""
         rows = await self._conn.fetch(
             "select c.id from contents c where c.tenant_id = $1 and c.id = any($2)"
-            " union all select p.id from upload_parts p where p.tenant_id = $1 and p.id = any($2)",
+            " union all select p.id from upload_parts p where p.tenant_id = $1 and p.id = any($2)"
+            " union all select b.id from batches b where b.tenant_id = $1 and b.id = any($2) and b.stored",
             self._ctx.tenant_id,
             list(ids),
         )

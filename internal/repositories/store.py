@@ -14,6 +14,8 @@ from pgvector.asyncpg import register_vector
 
 from internal.entities.search import Filters, QueryTerms, Space
 from internal.entities.tasks import TaskPolicy
+from internal.repositories.batch_work import BatchWorkRepository
+from internal.repositories.batches import BatchRepository
 from internal.repositories.chunks import ChunkRepository
 from internal.repositories.collections import CollectionRepository
 from internal.repositories.contents import ContentRepository
@@ -137,6 +139,16 @@ class Tx:
     def task_batches(self) -> TaskBatchRepository:
         """Many tasks at once."""
         return TaskBatchRepository(self._conn, self._ctx)
+
+    @cached_property
+    def batches(self) -> BatchRepository:
+        """What one request began for many, as its user sees it."""
+        return BatchRepository(self._conn, self._ctx)
+
+    @cached_property
+    def batch_work(self) -> BatchWorkRepository:
+        """The same for the worker that does it."""
+        return BatchWorkRepository(self._conn, self._ctx)
 
     @cached_property
     def versions(self) -> VersionRepository:

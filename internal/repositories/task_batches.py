@@ -28,7 +28,7 @@ RETRY = (
     " select count(*) from done, pg_notify('dreamhub_tasks', '')"
 )
 CANCEL = (
-    CHOSEN + " and t.kind not in ('purge_content', 'purge_uploads')"  # noqa: S608 - constants
+    CHOSEN + " and t.kind not in ('purge_content', 'purge_uploads', 'purge_batches')"  # noqa: S608 - constants
     " and ($12 or t.user_id = $2) and (t.status = 'queued' or t.cancel_requested_at is null)" + LOCKED
     + " done as (update tasks t set cancel_requested_at = clock_timestamp(),"
     " status = case c.status when 'queued' then 'cancelled' else t.status end,"

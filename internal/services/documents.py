@@ -50,6 +50,8 @@ class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
     visibility: Visibility = Visibility.TENANT
     document_id: UUID | None = None
     """Of the document that the file replaces; then only name and priority count."""
+    folder: str | None = None
+    """Where in its archive the file lay."""
 
 
 class UploadResult(msgspec.Struct, frozen=True):
@@ -66,6 +68,8 @@ Known = Callable[[Context, bytes], Awaitable[UploadResult | None]]
 """The answer for bytes with this SHA-256 where there is nothing to be done, else None."""
 Write = Callable[[Tx, Content, UploadRequest], Awaitable[UploadResult]]
 """Writes a stored content's document and task."""
+Along = Callable[[Tx, UploadResult], Awaitable[None]]
+"""Writes what belongs to a document's transaction besides."""
 
 
 class DocumentService:
@@ -102,28 +106,49 @@ class DocumentService:
         itself, SCAN_UNAVAILABLE, QUEUE_FULL, BLOB_UNAVAILABLE.
         """
         async with room_left(), spooled(chunks, folder=self._spool, limit=self._limit) as file:
-            request = checked(await describe(file.sha256))
-            found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
-            await failpoints.hit("upload.after_spool")
-            duplicate = await known(ctx, file.sha256)
-            lost = await self._lost(ctx, file) if duplicate is not None else None
-            if duplicate is not None and lost is None:
-                return duplicate
-            await self._antivirus.scan(file.path)
-            await failpoints.hit("upload.after_scan")
-            if duplicate is not None and lost is not None:
-                return await self._bring_back(ctx, file, lost, duplicate)
-            content = NewContent(
-                id=new_id(),
-                sha256=file.sha256,
-                size=file.size,
-                media_type=found.media_type,
-                source_type=found.source_type,
-                blob_key="",
-            )
-            result = await self._admit(ctx, file, content, request, write)
-            await failpoints.hit("upload.after_commit")
+            return await self._take(ctx, file, checked(await describe(file.sha256)), known, write)
+
+    async def take(self, ctx: Context, file: Spooled, request: UploadRequest, along: Along) -> UploadResult:
+        """As `upload`, for a file that lies on the disk; `along` is done in the transaction that has the document."""
+
+        async def known(ctx: Context, sha256: bytes) -> UploadResult | None:
+            async with self._store.tenant(ctx) as tx:
+                found = await self._duplicate(tx, sha256)
+                if found is not None:
+                    await along(tx, found)
+                return found
+
+        async def write(tx: Tx, stored: Content, request: UploadRequest) -> UploadResult:
+            result = await self._add(tx, stored, request)
+            await along(tx, result)
             return result
+
+        return await self._take(ctx, file, checked(request), known, write)
+
+    async def _take(
+        self, ctx: Context, file: Spooled, request: UploadRequest, known: Known, write: Write
+    ) -> UploadResult:
+        found = await asyncio.to_thread(detect, file.head, file.path, request.filename)
+        await failpoints.hit("upload.after_spool")
+        duplicate = await known(ctx, file.sha256)
+        lost = await self._lost(ctx, file) if duplicate is not None else None
+        if duplicate is not None and lost is None:
+            return duplicate
+        await self._antivirus.scan(file.path)
+        await failpoints.hit("upload.after_scan")
+        if duplicate is not None and lost is not None:
+            return await self._bring_back(ctx, file, lost, duplicate)
+        content = NewContent(
+            id=new_id(),
+            sha256=file.sha256,
+            size=file.size,
+            media_type=found.media_type,
+            source_type=found.source_type,
+            blob_key="",
+        )
+        result = await self._admit(ctx, file, content, request, write)
+        await failpoints.hit("upload.after_commit")
+        return result
 
     async def _admit(
         self, ctx: Context, file: Spooled, content: NewContent, request: UploadRequest, write: Write
@@ -179,6 +204,7 @@ class DocumentService:
                 visibility=request.visibility,
                 collection_id=collection_id,
                 tags=request.tags,
+                metadata={"folder": request.folder} if request.folder else {},
             )
         )
         return await self._queue_reading(tx, stored, document_id, request)
@@ -194,12 +220,15 @@ class DocumentService:
         return UploadResult(await tx.documents.get(document_id), task, duplicate=False)
 
     async def _find_duplicate(self, ctx: Context, sha256: bytes) -> UploadResult | None:
-        """This user's document on the same bytes; another's tells nothing."""
         async with self._store.tenant(ctx) as tx:
-            content = await tx.contents.find_by_digest(sha256)
-            if content is None or await tx.documents.find_own(content.id) is None:
-                return None
-            return await self._existing(tx, content.id)
+            return await self._duplicate(tx, sha256)
+
+    async def _duplicate(self, tx: Tx, sha256: bytes) -> UploadResult | None:
+        """This user's document on the same bytes; another's tells nothing."""
+        content = await tx.contents.find_by_digest(sha256)
+        if content is None or await tx.documents.find_own(content.id) is None:
+            return None
+        return await self._existing(tx, content.id)
 
     async def _existing(self, tx: Tx, content_id: UUID) -> UploadResult:
         document = await tx.documents.find_own(content_id)
@@ -270,26 +299,7 @@ class DocumentService:
         A member deletes their own documents, an admin any of the tenant's.
         """
         async with self._store.tenant(ctx) as tx:
-            document = await tx.documents.get(document_id)
-            if not may_change(ctx, document):
-                raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
-            # In the order in which a publication locks: its task, the statistics, the document.
-            await tx.tasks.cancel_for_document(document_id)
-            await tx.lexicon.touch()
-            document = await tx.documents.lock(document_id)  # from here on no version is added
-            await tx.tasks.cancel_queued(document_id)  # one that came meanwhile; if it runs, it will find nothing
-            history = await tx.versions.contents(document_id)
-            content_id = await tx.documents.remove(document_id)
-            for earlier in history:
-                if earlier != content_id:
-                    await tx.tasks.add(purging(earlier))
-            task = await tx.tasks.add(purging(content_id, document_id=document_id))
-            await tx.outbox.add(
-                DocumentDeleted(
-                    document_id=document_id, content_id=content_id, task_id=task.id, visibility=document.visibility
-                )
-            )
-            return task
+            return await remove_document(tx, ctx, document_id)
 
     async def list(
         self, ctx: Context, *, limit: int, before: tuple[datetime, UUID] | None, narrow: DocumentFilter
@@ -313,6 +323,28 @@ async def reading(tx: Tx, document_id: UUID, content_id: UUID, priority: str | N
         content_id=content_id,
         size=size,
     )
+
+
+async def remove_document(tx: Tx, ctx: Context, document_id: UUID, queue: Queue = Queue.DEFAULT) -> Task:
+    """What `DocumentService.delete` does, its tasks in this queue. Raises DOCUMENT_NOT_FOUND, AUTH_FORBIDDEN."""
+    document = await tx.documents.get(document_id)
+    if not may_change(ctx, document):
+        raise AppError(Code.AUTH_FORBIDDEN, "Only its owner or an admin deletes a document.")
+    # In the order in which a publication locks: its task, the statistics, the document.
+    await tx.tasks.cancel_for_document(document_id)
+    await tx.lexicon.touch()
+    document = await tx.documents.lock(document_id)  # from here on no version is added
+    await tx.tasks.cancel_queued(document_id)  # one that came meanwhile; if it runs, it will find nothing
+    history = await tx.versions.contents(document_id)
+    content_id = await tx.documents.remove(document_id)
+    for earlier in history:
+        if earlier != content_id:
+            await tx.tasks.add(purging(earlier, queue=queue))
+    task = await tx.tasks.add(purging(content_id, document_id=document_id, queue=queue))
+    await tx.outbox.add(
+        DocumentDeleted(document_id=document_id, content_id=content_id, task_id=task.id, visibility=document.visibility)
+    )
+    return task
 
 
 def may_change(ctx: Context, document: Document) -> bool:

@@ -20,8 +20,8 @@ TAKEN = 100
 PACE_SECONDS, PACES = 0.01, 100
 """How often, and how many times, a burst waits for readers to catch up before it leaves the slow ones behind."""
 BREATH_SECONDS = 0.03  # between rounds: events come in bursts, and a round costs the same for one or for many
-PROGRESS_SECONDS = 0.5  # a task's progress is told twice a second at most
-MOVED = 1_000  # tasks whose progress waits to be looked at
+PROGRESS_SECONDS = 0.5  # a task's or batch's progress is told twice a second at most
+MOVED = 1_000  # tasks and batches whose progress waits to be looked at
 POLL_SECONDS, ALONE_SECONDS = 5.0, 1.0  # the net beneath Redis: while it is heard, and while it is away
 
 
@@ -118,12 +118,12 @@ class Feed:
         if not group:
             self._groups.pop(reader.ctx.user_id, None)
 
-    def wake(self, task_id: UUID | None = None) -> None:
-        """There is something new: an event, or a task that has come further."""
-        if task_id is None or not self._moved:
+    def wake(self, moved: UUID | None = None) -> None:
+        """There is something new: an event, or a task or batch that has come further."""
+        if moved is None or not self._moved:
             self._news.set()
-        if task_id is not None and len(self._moved) < MOVED:
-            self._moved.add(task_id)
+        if moved is not None and len(self._moved) < MOVED:
+            self._moved.add(moved)
 
     async def _run(self) -> None:
         failures = 0

@@ -8,7 +8,7 @@ import msgspec
 
 from internal.entities.events import EventPositions, Notice
 from internal.repositories.store import Store
-from internal.services.notices import notice_of, progress_notice
+from internal.services.notices import batch_notice, notice_of, progress_notice
 from pkg.ctxutil import Context
 
 PAGE = 250
@@ -62,11 +62,14 @@ class EventPages:
         ]
         return Page(messages, end, newest, sum(event.shared for event in events))
 
-    async def progress(self, ctx: Context, task_ids: Iterable[UUID]) -> tuple[list[Message], set[UUID]]:
-        """News of those of the tasks that run and may be seen, and the tasks that everyone of the tenant may see."""
+    async def progress(self, ctx: Context, moved: Iterable[UUID]) -> tuple[list[Message], set[UUID]]:
+        """News of those tasks and batches that run and may be seen, and the tasks that all of the tenant may see."""
+        ids = list(moved)
         async with self._turns, self._store.tenant(ctx) as tx:
-            found = await tx.notices.progress(task_ids)
+            found = await tx.notices.progress(ids)
+            batches = await tx.batches.unfinished(ids)
         messages = [encoded(progress_notice(item), position=None, shared=item.shared) for item in found if item.running]
+        messages += [encoded(batch_notice(item), position=None, shared=False) for item in batches]
         return messages, {item.task_id for item in found if item.shared}
 
 

@@ -149,10 +149,10 @@ class EventService:
     def _poll_seconds(self) -> float:
         return POLL_SECONDS if self._listener.connected else ALONE_SECONDS
 
-    def _heard(self, tenant_id: UUID, task_id: UUID | None) -> None:
+    def _heard(self, tenant_id: UUID, moved: UUID | None) -> None:
         feed = self._feeds.get(tenant_id)
         if feed is not None:
-            feed.wake(task_id)
+            feed.wake(moved)
 
     def _check_room(self, reader: Reader) -> None:
         """Raises EVENTS_TOO_MANY_READERS."""

@@ -11,16 +11,26 @@ MAX_NAME = 100
 DECEIVING = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
 
 
-def check_filename(name: str) -> str:
+def check_filename(given: str) -> str:
     """The last part of a path, as data only. Raises FILE_NAME_INVALID for control characters and empty names."""
-    _refuse_control(name, Code.FILE_NAME_INVALID, "file name")
-    last = name.replace("\\", "/").rsplit("/", 1)[-1].strip()
-    shown = "".join(f"\\u{ord(char):04x}" if char in DECEIVING else char for char in last)
-    if not shown.strip(". "):
+    _refuse_control(given, Code.FILE_NAME_INVALID, "file name")
+    last = given.replace("\\", "/").rsplit("/", 1)[-1].strip()
+    name = shown(last)
+    if not name.strip(". "):
         raise AppError(Code.FILE_NAME_INVALID, "The file has no name; give it one.")
-    if len(shown) > MAX_FILENAME:
+    if len(name) > MAX_FILENAME:
         raise AppError(Code.FILE_NAME_INVALID, f"The file name is longer than {MAX_FILENAME} characters; shorten it.")
-    return shown
+    return name
+
+
+def shown(text: str) -> str:
+    """Marks that make a name look like another one, as escapes."""
+    return "".join(f"\\u{ord(char):04x}" if char in DECEIVING else char for char in text)
+
+
+def printable(name: str) -> str:
+    """A name that was refused, fit to be shown: what isn't printable as escapes, cut at MAX_FILENAME."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in name)[:MAX_FILENAME]
 
 
 def check_tags(tags: list[str]) -> list[str]:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from internal.entities.batches import Batch
 from internal.entities.events import (
     AlertRaised,
+    BatchFinished,
     DocumentDeleted,
     DocumentReady,
     Event,
@@ -16,6 +18,9 @@ from internal.entities.events import (
     TaskProgress,
 )
 from internal.entities.tasks import TaskKind, TaskStatus
+
+OUTCOMES = ("total", "succeeded", "failed", "dead", "cancelled", "refused")
+"""The counts of a batch that its end tells."""
 
 
 def notice_of(event: StoredEvent) -> Notice | None:
@@ -38,6 +43,24 @@ def progress_notice(progress: TaskProgress) -> Notice:
         "document_id": progress.document_id,
     }
     return Notice(type="task.progress", created_at=datetime.now(UTC), data=data)
+
+
+def batch_notice(batch: Batch) -> Notice:
+    """How far a batch is."""
+    data = {"batch_id": batch.id, "kind": batch.kind, "status": batch.status, "progress": round(batch.progress, 4)}
+    data |= {name: getattr(batch, name) for name in (*OUTCOMES, "waiting", "running")}
+    return Notice(type="batch.progress", created_at=datetime.now(UTC), data=data)
+
+
+def _batch_finished(event: StoredEvent) -> tuple[str, dict[str, Any]]:
+    payload = event.payload
+    data = {
+        "batch_id": payload["batch_id"],
+        "kind": payload["batch_kind"],
+        "status": payload["status"],
+        "progress": 1.0,
+    }
+    return "batch.finished", data | {name: payload[name] for name in OUTCOMES}
 
 
 def _uploaded(event: StoredEvent) -> tuple[str, dict[str, Any]]:
@@ -92,6 +115,7 @@ TELLING = _telling(
     (TaskFinished, _finished),
     (DocumentReady, _ready),
     (DocumentDeleted, _deleted),
+    (BatchFinished, _batch_finished),
     (AlertRaised, _alert),
 )
 """Every kind of event that a reader is told of."""

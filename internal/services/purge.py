@@ -1,9 +1,10 @@
-"""Removing what nobody needs any more: contents without a document, generations that were replaced, and uploads that
-nobody went on with."""
+"""Removing what nobody needs any more: contents without a document, generations that were replaced, uploads that
+nobody went on with, and batches that ended long ago."""
 
 from typing import Any
 from uuid import UUID
 
+from internal.entities.batches import ARCHIVES_KEPT, BATCHES_KEPT
 from internal.entities.tasks import PURGE_VERSION, Lease, NewTask, Queue, TaskKind
 from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
@@ -15,16 +16,16 @@ BATCH = 500
 """Chunks a transaction, so that no long one holds up a vacuum."""
 
 UPLOADS = 100
-"""Uploads that are ended at a time."""
+"""Uploads, archives or batches that are ended at a time."""
 
 
-def purging(content_id: UUID, *, document_id: UUID | None = None) -> NewTask:
+def purging(content_id: UUID, *, document_id: UUID | None = None, queue: Queue = Queue.DEFAULT) -> NewTask:
     """The task that removes of a content whatever nobody needs. With a document it ends like that one's others."""
     return NewTask(
         kind=TaskKind.PURGE_CONTENT,
         bounded=False,
         version=PURGE_VERSION,
-        queue=Queue.DEFAULT,
+        queue=queue,
         document_id=document_id,
         content_id=content_id,
     )
@@ -83,6 +84,29 @@ class PurgeService:
             count += len(ended)
             if not ended:
                 return {"uploads": count}
+
+    async def purge_batches(self, ctx: Context, lease: Lease) -> dict[str, Any]:
+        """The job `purge_batches`: archives that nobody will expand any more, then the tenant's old batches."""
+        archives = batches = 0
+        while True:
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                found = await tx.batch_work.archives(ARCHIVES_KEPT, UPLOADS)
+            await self._blobs.remove_all([BlobStore.archive_key(ctx.tenant_id, batch) for batch in found])
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                for batch in found:
+                    await tx.batch_work.forget_archive(batch)
+            archives += len(found)
+            if not found:
+                break
+        while True:
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                count = await tx.batch_work.remove_ended(BATCHES_KEPT, UPLOADS)
+            batches += count
+            if count == 0:
+                return {"archives": archives, "batches": batches}
 
 
 async def _retire(tx: Tx, content_id: UUID) -> None:

@@ -27,6 +27,17 @@ class Spooled(msgspec.Struct, frozen=True):
     head: bytes
 
 
+def spooled_file(path: Path) -> Spooled:
+    """A file that lies there already. Blocks while it is hashed."""
+    digest, size, head = hashlib.sha256(), 0, b""
+    with path.open("rb") as file:
+        while block := file.read(FLUSH_BYTES):
+            head = head or block[:HEAD_BYTES]
+            size += len(block)
+            digest.update(block)
+    return Spooled(path, size, digest.digest(), head)
+
+
 @asynccontextmanager
 async def spooled(chunks: AsyncIterator[bytes], *, folder: Path, limit: int) -> AsyncGenerator[Spooled]:
     """Receives at most `limit` bytes; the file is gone after the block.

@@ -7,6 +7,8 @@ from pkg.resilience import backoff
 HOLD_CAP_SECONDS = 60.0
 RETRY_CAP_SECONDS = 600.0
 MESSAGE_LENGTH = 2_000
+HELD = TRANSIENT | {Code.QUEUE_FULL}
+"""What a task waits for without using up a try: something that is down, or room for the tasks that it makes."""
 
 CANCELLED = Ending(status=TaskStatus.CANCELLED, outcome=Outcome.CANCELLED)
 RELEASED = Ending(status=TaskStatus.QUEUED, outcome=Outcome.RELEASED)
@@ -20,7 +22,7 @@ def ending_of(error: BaseException, task: Task, *, base_seconds: float) -> Endin
     code, message = _told(error)
     if code in PERMANENT:
         return Ending(status=TaskStatus.FAILED, outcome=Outcome.FAILED, error_code=code, error_message=message)
-    if code in TRANSIENT:
+    if code in HELD:
         holds = task.attempts - task.retry_count - task.lost_leases
         wait = backoff(max(1, holds), base=base_seconds, cap=HOLD_CAP_SECONDS)
         asked = error.retry_after if isinstance(error, AppError) else None

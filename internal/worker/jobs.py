@@ -47,17 +47,12 @@ class Jobs:
         return await self._jobs[lease.task.kind].handler(ctx, lease)
 
 
-def product_jobs(
-    *, ingest_content: Handler, purge_content: Handler, purge_uploads: Handler, sweep_objects: Handler
-) -> Jobs:
-    """The product's jobs, complete or not at all."""
-    jobs = Jobs(
-        (
-            Job(kind=TaskKind.INGEST_CONTENT, version=INGEST_VERSION, handler=ingest_content),
-            Job(kind=TaskKind.PURGE_CONTENT, version=PURGE_VERSION, handler=purge_content),
-            Job(kind=TaskKind.PURGE_UPLOADS, version=1, handler=purge_uploads),
-            Job(kind=TaskKind.SWEEP_OBJECTS, version=1, handler=sweep_objects),
-        )
-    )
+VERSIONS: dict[str, int] = {TaskKind.INGEST_CONTENT: INGEST_VERSION, TaskKind.PURGE_CONTENT: PURGE_VERSION}
+"""Of kinds whose meaning has changed; the others are at their first."""
+
+
+def product_jobs(**handlers: Handler) -> Jobs:
+    """The product's jobs by kind, complete or not at all."""
+    jobs = Jobs(Job(kind=kind, version=VERSIONS.get(kind, 1), handler=handler) for kind, handler in handlers.items())
     jobs.require(TaskKind)
     return jobs

@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 
-from internal.entities.events import PublishedEvent
+from internal.entities.events import BatchMoved, PublishedEvent
 from internal.entities.tasks import Queue, Wakeup
 from internal.repositories.broadcasts import events_channel
 from internal.repositories.cache import reachable
@@ -77,7 +77,7 @@ class TaskQueue:
             scores = await self._redis.zmscore(queue_name(queue), [wakeup.job_id for wakeup in wakeups])
         return [wakeup for wakeup, score in zip(wakeups, scores, strict=True) if score is None]
 
-    async def broadcast(self, events: Sequence[PublishedEvent]) -> None:
+    async def broadcast(self, events: Sequence[PublishedEvent | BatchMoved]) -> None:
         """Tells each tenant's listeners that something happened; who wants to know more reads it as that tenant."""
         async with reachable(), self._redis.pipeline(transaction=False) as pipe:
             for event in events:

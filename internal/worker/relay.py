@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
+from internal.entities.batches import ARCHIVES_KEPT, BATCHES_KEPT
 from internal.entities.events import KEPT, PublishedEvent
 from internal.entities.tasks import Queue, Wakeup
 from internal.repositories.store import Store
@@ -22,6 +23,8 @@ FOLLOW_SECONDS = 1.0  # how often a relay without the lock tries for it
 HOLD_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 MEND_SECONDS = 2.0
+BATCH_SECONDS = 0.5  # how often unfinished batches are looked at, a bounded number each time
+BATCHES_A_ROUND = 20
 UNCLAIMED_SECONDS = 3.0
 UNCLAIMED_LIMIT = 1_000
 TIDY_SECONDS = 300.0
@@ -49,6 +52,7 @@ class Relay:
             (
                 Chore(name="hold", every_seconds=HOLD_SECONDS, action=self._news.hold),
                 Chore(name="sweep", every_seconds=SWEEP_SECONDS, action=self.sweep),
+                Chore(name="batches", every_seconds=BATCH_SECONDS, action=self.settle_batches),
                 Chore(name="tidy", every_seconds=TIDY_SECONDS, action=self.tidy),
                 # Last, because a Redis that is away must keep nobody from the others.
                 Chore(name="mend", every_seconds=MEND_SECONDS, action=self.mend),
@@ -147,14 +151,24 @@ class Relay:
         for event in events:
             self._log.debug("event", kind=event.kind, tenant_id=str(event.tenant_id), position=event.position)
 
+    async def settle_batches(self) -> None:
+        """Tells how far batches are; the ends of some come as events. Their numbers are read, never counted along."""
+        async with self._store.system("settle batches") as tx:
+            moved = await tx.ledger.settle_batches(BATCHES_A_ROUND)
+        if moved:
+            await self._queue.broadcast(moved)
+
     async def tidy(self) -> None:
-        """Forgets old keys and events, gives up old dead letters, has expired uploads removed and objects compared."""
+        """Forgets old keys and events, gives up old dead letters, has uploads, batches and objects looked through."""
         started = time.monotonic()
         async with self._store.system("forget old keys and events") as tx:
             keys, events = await tx.ledger.forget(keys_after=KEEP_KEYS, events_after=KEPT)
             dead = await tx.ledger.expire_dead(timedelta(days=self._tasks.dead_days))
             tasks = await tx.ledger.expire_uploads(max_retries=self._tasks.max_retries)
             tasks += await tx.ledger.queue_sweeps(every=SWEEP_OBJECTS, max_retries=self._tasks.max_retries)
+            tasks += await tx.ledger.expire_batches(
+                batches=BATCHES_KEPT, archives=ARCHIVES_KEPT, max_retries=self._tasks.max_retries
+            )
         self._log.debug("tidied", keys=keys, events=events, tasks=tasks, seconds=round(time.monotonic() - started, 3))
         if dead:
             self._log.warning("old dead letters given up", count=dead, days=self._tasks.dead_days)

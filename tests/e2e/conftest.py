@@ -12,7 +12,7 @@ from tests.e2e.product import Product, running_product
 
 @pytest.fixture(scope="session")
 def product() -> Generator[Product]:
-    with running_product() as found:
+    with running_product(LIMITS__RATE_PER_MINUTE="100000", LIMITS__BATCHES="5000") as found:
         yield found
 
 

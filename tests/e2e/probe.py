@@ -15,6 +15,8 @@ Schema = dict[str, Any]
 # What stands behind a name wherever it occurs. `document` and so on are kinds of World.ids.
 KINDS = {
     "Idempotency-Key": "idempotency_key",
+    "archive": "archive",
+    "batch_id": "batch",
     "collection": "collection_name",
     "collection_id": "collection",
     "collections": "collection",
@@ -40,6 +42,8 @@ KINDS = {
 # Names that mean different things on different paths.
 KINDS_OF_PATH = {
     ("/api/v1/api-keys", "cursor"): "api_key",
+    ("/api/v1/batches", "cursor"): "batch",
+    ("/api/v1/batches", "name"): "filename",
     ("/api/v1/collections", "cursor"): "collection_name",
     ("/api/v1/collections", "name"): "collection_name",
     ("/api/v1/collections/{collection_id}", "name"): "collection_name",
@@ -112,12 +116,24 @@ VOLATILE_FIELDS = {
     "took_ms", "updated_at",
 }  # fmt: skip
 VOLATILE_OF = {
+    ("post", "/api/v1/batches"): {
+        "document_id",
+        "finished_at",
+        "progress",
+        "running",
+        "status",
+        "succeeded",
+        "task_id",
+        "waiting",
+    },
     ("post", "/api/v1/documents"): {"document_id", "status", "task_id"},
     ("put", "/api/v1/documents/{document_id}/content"): {"status", "task_id"},
     ("post", "/api/v1/documents/{document_id}/versions/{number}/restore"): {"status", "task_id"},
 }
 
 
+FILES = ("file", "archive")
+"""Parts of a form that are files."""
 RAW_TYPE = "application/offset+octet-stream"
 """Bytes without a structure, in which no id can stand."""
 
@@ -136,6 +152,7 @@ class Position(msgspec.Struct, frozen=True):
     kind: str
     many: bool
     fields: tuple[str, ...] = ()
+    fixed: tuple[tuple[str, str], ...] = ()
     form: bool = False
     raw: str = ""
     headers: tuple[str, ...] = ()
@@ -156,12 +173,22 @@ def positions(document: Schema) -> list[Position]:
 
 def _of_operation(document: Schema, path: str, method: str, operation: Schema) -> Generator[Position]:
     content = operation.get("requestBody", {}).get("content", {})
-    (media_type, body), *_ = [*content.items(), ("", {"schema": {}})]
-    schema = resolved(document, body["schema"])
+    for media_type, body in content.items() or [("", {"schema": {}})]:
+        schema = resolved(document, body["schema"])
+        for variant in schema.get("oneOf", [schema]):
+            yield from _of_body(document, path, method, operation, media_type, resolved(document, variant))
+
+
+def _of_body(
+    document: Schema, path: str, method: str, operation: Schema, media_type: str, schema: Schema
+) -> Generator[Position]:
     common: dict[str, Any] = {
         "method": method,
         "path": path,
         "fields": tuple(schema.get("required", ())),
+        "fixed": tuple(
+            (name, field["enum"][0]) for name, field in schema.get("properties", {}).items() if is_fixed(field)
+        ),
         "form": media_type == "multipart/form-data",
         "raw": media_type if media_type == RAW_TYPE else "",
         "headers": tuple(
@@ -192,6 +219,8 @@ def kind_of(path: str, name: str, route: str) -> str | None:
 def leaves(document: Schema, schema: Schema, prefix: str = "") -> Generator[tuple[str, bool]]:
     """Dotted names of a body's fields, and whether each takes a list."""
     for name, field in schema.get("properties", {}).items():
+        if is_fixed(field):
+            continue
         parts = [resolved(document, part) for part in (field, *field.get("oneOf", []), *field.get("anyOf", []))]
         nested = [part for part in parts if "properties" in part]
         many = [resolved(document, part["items"]) for part in parts if "items" in part]
@@ -200,6 +229,11 @@ def leaves(document: Schema, schema: Schema, prefix: str = "") -> Generator[tupl
                 yield from leaves(document, part, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", bool(many)
+
+
+def is_fixed(field: Schema) -> bool:
+    """A field that takes one word only, and so tells one kind of body from another."""
+    return len(field.get("enum", ())) == 1
 
 
 def resolved(document: Schema, schema: Schema) -> Schema:
@@ -231,6 +265,7 @@ def request(client: httpx.Client, position: Position, value: Any, own: Mapping[s
     query: dict[str, Any] = {}
     headers: dict[str, str] = {name: HARMLESS[name] for name in position.headers}
     body: dict[str, Any] = {name: ALSO_NEEDED.get(name, HARMLESS.get(name)) for name in position.fields}
+    body |= dict(position.fixed)
     if position.place == "path":
         path = filled(position.path.replace(f"{{{position.name}}}", value), own)
     elif position.place == "query":
@@ -240,15 +275,18 @@ def request(client: httpx.Client, position: Position, value: Any, own: Mapping[s
     else:
         _put(body, position.name.split("."), [value] if position.many else value)
     if position.form:
-        data = {name: text for name, text in body.items() if name != "file"}
-        return client.request(
-            position.method, path, params=query, headers=headers, data=data, files={"file": ("probe.txt", body["file"])}
-        )
+        files = [(name, ("probe.txt", data)) for name in FILES for data in _listed(body.pop(name, []))]
+        files = files or [("file", ("probe.txt", ALSO_NEEDED["file"]))]
+        return client.request(position.method, path, params=query, headers=headers, data=body, files=files)
     if position.raw:
         headers["Content-Type"] = position.raw
         return client.request(position.method, path, params=query, headers=headers, content=b"")
     has_body = bool(body) or position.method in ("patch", "put")
     return client.request(position.method, path, params=query, headers=headers, json=body if has_body else None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def filled(path: str, own: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ GLOBAL_KEY = re.compile(
 )
 TENANT_KEY = re.compile(r"t:[0-9a-f-]{36}:[a-z-]+:[0-9a-f]{64}")
 CHANNEL = re.compile(r"t:[0-9a-f-]{36}:events")
-OBJECT = re.compile(r"[0-9a-f-]{36}/(?:uploads/)?[0-9a-f-]{36}")
+OBJECT = re.compile(r"[0-9a-f-]{36}/(?:(?:uploads|archives)/)?[0-9a-f-]{36}")
 
 
 class Words(NamedTuple):

@@ -13,11 +13,12 @@ import jwt
 import msgspec
 
 from internal.repositories.migrate import OWNER
+from tests.archives import zipped
 from tests.e2e.product import Product, finished, upload
 
 PASSWORD = "seventeen quiet lighthouses"
 ROLES = ("owner", "admin", "member", "viewer")
-SPARES, SPARE_FILES = 30, 12
+SPARES, SPARE_FILES = 30, 18
 BROKEN = b"%PDF-1.4\nno object, no table, no end\n"
 
 
@@ -68,9 +69,10 @@ def build(product: Product, *, spares: bool = True) -> World:
             )
         )
         with product.client(made["api_key"]) as owner:
+            batch = _batch(owner, mark)
             documents = _documents(product, owner, mark, SPARE_FILES if spares else 1)
             people = _people(visitor, owner, made["owner"]["id"], mark)
-            return _world(owner, made, people, documents, SPARES if spares else 1)
+            return _world(owner, made, people, documents, batch, SPARES if spares else 1)
 
 
 class _Documents(msgspec.Struct, frozen=True):
@@ -120,11 +122,11 @@ def _people(visitor: httpx.Client, owner: httpx.Client, owner_id: str, mark: str
 
 
 def _world(
-    owner: httpx.Client, made: dict[str, Any], people: dict[str, Person], documents: _Documents, spares: int
+    owner: httpx.Client, made: dict[str, Any], people: dict[str, Person], documents: _Documents, batch: str, spares: int
 ) -> World:
     names = [f"Collection {secrets.token_hex(8)}" for _ in range(spares)]
     emails = [f"spare-{secrets.token_hex(8)}@world.example" for _ in range(spares)]
-    keys = [f"idempotent-{secrets.token_hex(8)}" for _ in range(4 * spares)]
+    keys = [f"idempotent-{secrets.token_hex(8)}" for _ in range(6 * spares)]
     collections = [_done(owner.post("/api/v1/collections", json={"name": name}))["id"] for name in names]
     for email in emails:
         _done(owner.post("/api/v1/members", json={"email": email, "password": PASSWORD, "role": "viewer"}))
@@ -147,6 +149,8 @@ def _world(
         ids={
             **places,
             "api_key": [extra["id"]],
+            "archive": [zipped({"archived.txt": documents.texts[0]})],
+            "batch": [batch],
             "collection": collections[:1],
             "collection_name": names,
             "content": documents.texts,
@@ -167,6 +171,7 @@ def _world(
         },
         private={
             **places,
+            "batch": [batch],
             "content": documents.hidden_texts,
             "conversation": [conversation],
             "document": [private["document_id"]],
@@ -178,6 +183,14 @@ def _world(
             "upload": [unfinished],
         },
     )
+
+
+def _batch(owner: httpx.Client, mark: str) -> str:
+    """Of one file, which everyone may see, and at its end."""
+    files = [("file", (f"batched-{mark}.txt", f"The keeper of lighthouse {mark} counts boats.".encode()))]
+    batch = _done(owner.post("/api/v1/batches", files=files))
+    assert finished(owner, batch["items"][0]["task_id"])["status"] == "succeeded"
+    return batch["id"]
 
 
 def _begun_upload(owner: httpx.Client) -> str:

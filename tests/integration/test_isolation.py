@@ -99,9 +99,18 @@ async def test_a_private_document_and_its_text_exist_for_their_owner_alone(conn,
     assert not any(str(first.private) in row for row in rows)
 
 
-async def test_a_conversation_and_an_upload_exist_for_their_user_alone(conn, tenants):
+async def test_conversations_uploads_and_batches_exist_for_their_user_alone(conn, tenants):
     first, _ = tenants
-    for table in ("conversations", "messages", "message_feedback", "idempotency_keys", "uploads", "upload_parts"):
+    for table in (
+        "conversations",
+        "messages",
+        "message_feedback",
+        "idempotency_keys",
+        "uploads",
+        "upload_parts",
+        "batches",
+        "batch_items",
+    ):
         async with conn.transaction():
             assert await seen(conn, migrate.APP, table, first.tenant, first.owner), table
         async with conn.transaction():

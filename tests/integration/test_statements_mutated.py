@@ -49,6 +49,8 @@ NEW_VALUES: dict[str, Any] = {
 }
 # Statements that find nothing in the seeds whoever asks: they are about leased, dead, old, or condemned rows.
 FIND_NOTHING = {
+    "BatchWorkRepository.archives",
+    "BatchWorkRepository.remove_ended",
     "ContentRepository.remove",
     "GenerationRepository.remove",
     "IdempotencyRepository.take",
@@ -62,8 +64,16 @@ FIND_NOTHING = {
     "VersionRepository.switch",
     "VersionRepository.trim",
 }
-# A statement that says the same of two tenants' rows as of one's: whether there is any.
-SAY_THE_SAME = {"ContentRepository.condemn", "VersionRepository.is_overtaken"}
+# A statement that says the same of two tenants' rows as of one's: whether there is any, or, through a function that
+# itself looks at its caller's alone, what is there.
+SAY_THE_SAME = {
+    "BatchRepository.get",
+    "BatchRepository.items",
+    "BatchRepository.list",
+    "BatchRepository.unfinished",
+    "ContentRepository.condemn",
+    "VersionRepository.is_overtaken",
+}
 # One that looks at any one row, which may be this tenant's or the other's.
 LOOK_AT_ONE = {"VectorRepository.analyze"}
 

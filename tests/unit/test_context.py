@@ -39,6 +39,7 @@ SYSTEM_CALLERS = {
     "worker/relay.py:Relay.number",
     "worker/relay.py:Relay.publish",
     "worker/relay.py:Relay.sweep",
+    "worker/relay.py:Relay.settle_batches",
     "worker/relay.py:Relay.tidy",
 }
 CONTEXT_MAKERS = {
