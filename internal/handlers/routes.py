@@ -25,6 +25,7 @@ from internal.handlers import (
     usage,
     versions,
 )
+from internal.handlers.allowed import Allowed, methods_of
 from internal.handlers.auth import Admission, provide_context
 from internal.handlers.installation import InstallationMetrics
 from internal.handlers.lingering import LingeringClose
@@ -218,7 +219,7 @@ def create_api(api: Api) -> ASGIApp:
     )
     api.registry.register(InstallationMetrics(lambda: api.installation.latest))
     return Observation(
-        tus.TusHeaders(LingeringClose(replays.around(app))),
+        tus.TusHeaders(LingeringClose(replays.around(Allowed(app, methods_of(app))))),
         metrics=RequestMetrics(api.registry),
         lines=RequestLines(as_json=api.log_json),
     )

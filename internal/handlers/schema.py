@@ -212,7 +212,11 @@ def describe(handlers: Sequence[ControllerRouterHandler], *, version: str, **opt
         **options,
     )
     document = app.openapi_schema.to_schema()
-    document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = PROBLEM
+    for name, schema in schemas.items():
+        if name.endswith("In"):
+            schema["additionalProperties"] = False  # as `forbid_unknown_fields` has it, which Litestar doesn't tell
     for route in app.routes:
         for handler in getattr(route, "route_handlers", ()):
             for method in handler.http_methods:
@@ -250,6 +254,8 @@ def _complete(operation: dict[str, Any], opt: Mapping[str, Any], method: str) ->
     responses = operation["responses"]
     for status in [status for status in responses if status.startswith(("4", "5"))]:
         del responses[status]
+    if "204" in responses:
+        responses["204"].pop("content", None)
     responses["default"] = {
         "description": "An error.",
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

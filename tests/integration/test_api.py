@@ -199,6 +199,9 @@ async def test_unknown_paths_methods_and_types(client: httpx.AsyncClient) -> Non
     wrong = await client.put("/api/v1/documents")
     is_problem(wrong, 405, "request.method_not_allowed")
     assert {"GET", "POST"} <= {name.strip() for name in wrong.headers["allow"].split(",")}
+    for path, methods in (("/api/v1/documents", "GET, OPTIONS, POST"), ("/api/v1/search", "OPTIONS, POST")):
+        asked = await client.options(path)
+        assert (asked.status_code, asked.headers["allow"]) == (204, methods)
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/xml"):
         answer = await client.post("/api/v1/search", content=b"{}", headers={"Content-Type": content_type})
         is_problem(answer, 415, "request.unsupported_media_type")
@@ -261,6 +264,8 @@ async def test_the_description_is_public(api: Running) -> None:
     async with api.client() as client:
         document = (await client.get("/openapi.json")).json()
         assert document["openapi"].startswith("3.1")
+        assert document["components"]["schemas"]["SearchIn"]["additionalProperties"] is False
+        assert "content" not in document["paths"]["/api/v1/uploads"]["options"]["responses"]["204"]
         page = await client.get("/docs")
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]
