@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
 from internal.entities.batches import Batch, BatchItem, BatchKind, BatchStatus, ItemState
@@ -113,10 +114,11 @@ class DeleteIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     operation_class=BatchOperation,
     request_max_body_size=None,
     status_code=202,
+    responses={202: ResponseSpec(BatchWithItems, description="The batch has begun.")},
 )
 async def add_batch(
     request: Request[Any, Any, Any], ctx: NamedDependency[Context], batches: NamedDependency[BatchService]
-) -> Response[BatchWithItems | Any]:
+) -> Response[Any]:
     """Takes many files in, each answered for itself; or an archive, which a worker expands; or begins to retry tasks or
     to delete documents. A form's fields come with every file; without a priority it is batch."""
     media_type, options = request.content_type
