@@ -2,16 +2,17 @@
 -- function is replaced in place, as 0010_sign_ins.sql did once: a changed one is a new version.
 
 -- As standing_v1 in 0016_forecasts.sql, but urgent queues are counted along the indexes of what waits and of what is
--- dispatched, and tenants that wait are found by an order that only the former has; v1 walked through all that is
--- unfinished for the one, and for the other, where the queue was a rare one, through every task there is. Three counts are of all tenants together: how many
--- tasks of others have their turn before this one, how many of the queue run, and how many wait in urgent queues.
+-- dispatched: v1 walked through all that is unfinished. And what waits is always read in an order that only its index
+-- has: where most tenants have few tasks, every other index that begins with the tenant seems as good to the planner.
+-- Three counts are of all tenants together: how many tasks of others have their turn before this one, how many of the
+-- queue run, and how many wait in urgent queues.
 create function standing_v2(
     p_task uuid, p_kinds text[], p_classes integer[], p_seconds double precision[], p_bounds bigint[],
     p_usual double precision
 ) returns table (own bigint, own_seconds double precision, others bigint, running bigint, urgent bigint)
 language sql stable security definer set search_path = pg_catalog, public
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
-set enable_bitmapscan = off set enable_incremental_sort = off
+set enable_bitmapscan = off set enable_sort = off set enable_incremental_sort = off
 as $$
     with recursive me as materialized (
         select t.queue, t.tenant_id, t.priority, t.due_at, t.id, t.dispatched_at, o.queue_weight as weight
@@ -57,10 +58,12 @@ as $$
     ),
     mine as materialized (
         select m.tenant_id, m.weight, coalesce((select l.n from lying l where l.tenant_id = m.tenant_id), 0)
-            + (select count(*) from public.tasks t
+            + (select count(*) from (
+                select 1 from public.tasks t
                 where t.queue = m.queue and t.tenant_id = m.tenant_id and t.status = 'queued'
-                and t.dispatched_at is null and m.dispatched_at is null and t.due_at <= statement_timestamp()
-                and (t.priority > m.priority or (t.priority = m.priority and (t.due_at, t.id) < (m.due_at, m.id))))
+                    and t.dispatched_at is null and m.dispatched_at is null and t.due_at <= statement_timestamp()
+                    and (t.priority > m.priority or (t.priority = m.priority and (t.due_at, t.id) < (m.due_at, m.id)))
+                order by t.priority desc, t.due_at, t.id) counted)
             as ahead,
             coalesce((select r.n from at_work r where r.tenant_id = m.tenant_id), 0) as running
         from me m
@@ -83,6 +86,7 @@ as $$
                 where t.queue = (select m.queue from me m) and t.tenant_id = u.tenant_id and t.status = 'queued'
                     and t.dispatched_at is null and t.due_at <= statement_timestamp()
                     and (select m.dispatched_at is null from me m)
+                order by t.priority desc, t.due_at, t.id
                 limit greatest(0, least(5000, u.turns))::bigint
             ) counted
         ) c where u.turns > 0
