@@ -143,7 +143,10 @@ class Matter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """One task as the ledger has it. Tenant, user, role and both ids of the request rebuild its context."""
+    """One task as the ledger has it. Tenant, user, role and both ids of the request rebuild its context.
+
+    All times are the database's, `read_at`, when the row was read, too.
+    """
 
     tenant_id: UUID
     id: UUID
@@ -170,6 +173,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     lost_leases: int
     cancel_requested: bool
     due_at: datetime
+    read_at: datetime
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

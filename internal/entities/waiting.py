@@ -1,7 +1,6 @@
 """Why a task waits, how long it will, and when a full queue has room again. Seconds, and nothing but arithmetic."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
@@ -48,6 +47,13 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     services: list[ServiceTime] = []
 
 
+class Roll(msgspec.Struct, frozen=True, kw_only=True):
+    """Live workers' reports. Unless it is `complete`, there may be more workers than that."""
+
+    reports: list[WorkerReport]
+    complete: bool
+
+
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What comes before a task: its tenant's own tasks and the seconds of work in them, others', and urgent queues'."""
 
@@ -71,10 +77,14 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast a queue moves: the slots that serve it, and what tasks took of late. `usual` is None when none ended."""
+    """How fast a queue moves: the slots that serve it, and what tasks took of late. `usual` is None when none ended.
+
+    `complete` is False where some of the workers may be unknown.
+    """
 
     slots: int
     usual: float | None
+    complete: bool = True
     services: dict[tuple[str, int], float] = {}
 
     def of(self, kind: str, size: int) -> float | None:
@@ -87,16 +97,17 @@ def size_class(size: int) -> int:
     return bisect_right(SIZE_BOUNDS, size)
 
 
-def pace_of(reports: Sequence[WorkerReport], queue: Queue) -> Pace:
+def pace_of(roll: Roll, queue: Queue) -> Pace:
     """All live workers' reports taken together, each time weighted by how many tasks it is the mean of."""
     found: dict[tuple[str, int], tuple[int, float]] = {}
-    for service in (service for report in reports for service in report.services if service.queue is queue):
+    for service in (one for report in roll.reports for one in report.services if one.queue is queue):
         count, total = found.get((service.kind, service.size_class), (0, 0.0))
         found[service.kind, service.size_class] = count + service.count, total + service.count * service.seconds
     tasks = sum(count for count, _total in found.values())
     return Pace(
-        slots=sum(report.slots for report in reports if queue in report.queues),
+        slots=sum(report.slots for report in roll.reports if queue in report.queues),
         usual=sum(total for _count, total in found.values()) / tasks if tasks else None,
+        complete=roll.complete,
         services={name: total / count for name, (count, total) in found.items()},
     )
 

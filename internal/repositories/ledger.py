@@ -194,6 +194,7 @@ def _claimed(row: asyncpg.Record) -> Task:
         error_message=None,
         cancel_requested=False,
         due_at=row["started_at"],
+        read_at=row["started_at"],
         finished_at=None,
     )
 

@@ -12,8 +12,8 @@ TASK = (
     "select t.tenant_id, t.id, t.kind, t.version, t.queue, t.priority, t.status, t.stage, t.progress, t.user_id,"
     " t.role, t.request_id, t.trace_id, t.document_id, t.content_id, t.payload, t.result, t.error_code,"
     " t.error_message, t.attempts, t.retry_count, t.max_retries, t.lost_leases,"
-    " t.cancel_requested_at is not null as cancel_requested, t.due_at, t.created_at, t.started_at, t.finished_at,"
-    " t.size"
+    " t.cancel_requested_at is not null as cancel_requested, t.due_at, clock_timestamp() as read_at, t.created_at,"
+    " t.started_at, t.finished_at, t.size"
     " from tasks t"
 )
 # $1 is the tenant and $2 the user in each statement that uses this. The policy of the application's role says the same.

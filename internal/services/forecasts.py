@@ -1,6 +1,6 @@
 """Why a task waits, in plain words, and when it is likely to start and to end."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -34,32 +34,32 @@ class ForecastService:
         """Why a queued task doesn't run yet; None for any other."""
         if task.status is not TaskStatus.QUEUED:
             return None
-        now = datetime.now(UTC)
         pace = await self._pace(task)
-        if task.due_at > now:
+        if task.due_at > task.read_at:
             return _resting(task, pace)
-        if pace is not None and not pace.slots:
-            return Waiting(reason=Reason.NO_WORKER, detail=f"No worker that serves the queue {task.queue} is running.")
         async with self._store.tenant(ctx) as tx:
             standing = await tx.standings.find(task.id, pace or Pace(slots=0, usual=None))
-        return None if standing is None else _standing(task, standing, pace, now)
+        if standing is None:
+            return None
+        if pace is not None and pace.complete and not pace.slots and not standing.running:
+            return Waiting(reason=Reason.NO_WORKER, detail=f"No worker that serves the queue {task.queue} is running.")
+        return _standing(task, standing, pace)
 
     async def end_of_running(self, task: Task) -> datetime | None:
         """When a running task is likely to end, by its progress or by what such tasks take; None where nobody knows."""
         if task.status is not TaskStatus.RUNNING or task.started_at is None:
             return None
-        now = datetime.now(UTC)
-        spent = (now - task.started_at).total_seconds()
+        spent = (task.read_at - task.started_at).total_seconds()
         if task.progress >= FEWEST_SHARE and task.attempts == 1:
-            return now + timedelta(seconds=spent * (1 - task.progress) / task.progress)
+            return task.read_at + timedelta(seconds=spent * (1 - task.progress) / task.progress)
         pace = await self._pace(task)
         took = pace.of(task.kind, task.size) if pace is not None else None
-        return None if took is None else now + timedelta(seconds=max(0.0, took - spent))
+        return None if took is None else task.read_at + timedelta(seconds=max(0.0, took - spent))
 
     async def _pace(self, task: Task) -> Pace | None:
         """None when Redis is away, and with it everything that is known of workers."""
         try:
-            return pace_of(await self._workers.reports(), task.queue)
+            return pace_of(await self._workers.roll(), task.queue)
         except AppError:
             return None
 
@@ -87,7 +87,7 @@ def _resting(task: Task, pace: Pace | None) -> Waiting:
     )
 
 
-def _standing(task: Task, standing: Standing, pace: Pace | None, now: datetime) -> Waiting:
+def _standing(task: Task, standing: Standing, pace: Pace | None) -> Waiting:
     """Of a task that waits its turn."""
     ahead = standing.own + standing.others + standing.urgent
     if not ahead:
@@ -105,6 +105,6 @@ def _standing(task: Task, standing: Standing, pace: Pace | None, now: datetime) 
         detail=detail,
         position=standing.own,
         ahead=ahead,
-        estimated_start_at=None if starts is None else now + timedelta(seconds=starts),
-        estimated_end_at=None if starts is None or took is None else now + timedelta(seconds=starts + took),
+        estimated_start_at=None if starts is None else task.read_at + timedelta(seconds=starts),
+        estimated_end_at=None if starts is None or took is None else task.read_at + timedelta(seconds=starts + took),
     )

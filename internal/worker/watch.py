@@ -80,10 +80,12 @@ class Watch:
         return True
 
     async def _reports(self) -> list[WorkerReport] | None:
+        """None where not every live worker's report is there."""
         try:
-            return await self._workers.reports()
+            roll = await self._workers.roll()
         except AppError:
             return None  # the health of Redis tells
+        return roll.reports if roll.complete else None
 
     def _tell(self, change: Change, sight: Sight, told: int) -> None:
         if not change.news:

@@ -1,18 +1,27 @@
 """Why a task waits: the reason in words, the place in line, and nothing of other tenants but a count."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, tzinfo
+from typing import Self
 
 import pytest
+from arq.connections import ArqRedis
 
 from internal.entities.tasks import Ending, Outcome, Queue, Task, TaskStatus
 from internal.entities.waiting import Reason, ServiceTime, Waiting, WorkerReport
+from internal.repositories import workers
 from internal.repositories.room import OF_USER
+from internal.repositories.workers import REPORT_KEY, open_workers
+from internal.services import forecasts as service_of_forecasts
 from internal.services.forecasts import ForecastService
 from pkg.apperr import Code
 from pkg.ctxutil import Context
 from tests.integration.test_tasks import claim
-from tests.ledger import Ledger, open_ledger
+from tests.ledger import Ledger, flush, open_ledger
 from tests.servers import Database
 
 
@@ -27,10 +36,17 @@ def forecasts(ledger: Ledger) -> ForecastService:
     return ForecastService(ledger.app, ledger.queue.workers)
 
 
-async def report(ledger: Ledger, *, slots: int = 2, seconds: float = 10.0) -> None:
+async def report(
+    ledger: Ledger,
+    *,
+    name: str = "host:1:abc",
+    queues: list[Queue] | None = None,
+    slots: int = 2,
+    seconds: float = 10.0,
+) -> None:
     """A worker that is alive and has had some tasks."""
     service = ServiceTime(queue=Queue.DEFAULT, kind="note", size_class=0, count=5, seconds=seconds)
-    worker = WorkerReport(name="host:1:abc", queues=[Queue.DEFAULT], slots=slots, services=[service])
+    worker = WorkerReport(name=name, queues=queues or [Queue.DEFAULT], slots=slots, services=[service])
     await ledger.queue.workers.beat(worker, 30)
 
 
@@ -45,12 +61,88 @@ def seconds_until_start(task: Task, found: Waiting) -> float:
     return (found.estimated_start_at - task.created_at).total_seconds()
 
 
-async def test_without_a_worker_it_says_so(ledger: Ledger, forecasts: ForecastService) -> None:
+async def test_without_a_worker_it_says_so(
+    ledger: Ledger, forecasts: ForecastService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "COMPLETE_SECONDS", 0.0)
     ctx = await ledger.tenant()
     [task] = await ledger.add(ctx)
     found = await waiting(ledger, forecasts, ctx, task)
     assert (found.reason, found.estimated_start_at) == (Reason.NO_WORKER, None)
     assert "default" in found.detail
+
+
+async def test_a_wiped_redis_is_no_missing_worker(
+    ledger: Ledger, forecasts: ForecastService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = await ledger.tenant()
+    [task] = await ledger.add(ctx)
+    await flush(ledger.redis_url)
+    assert (await waiting(ledger, forecasts, ctx, task)).reason is Reason.NEXT, "workers may not have told yet"
+    monkeypatch.setattr(workers, "COMPLETE_SECONDS", 0.0)
+    await report(ledger, queues=[Queue.BATCH])
+    assert (await waiting(ledger, forecasts, ctx, task)).reason is Reason.NO_WORKER
+    # Of another version, whose report says something else, or nothing at all.
+    redis = ArqRedis.from_url(ledger.redis_url)
+    for told in (b'{"name": "host:1:abc", "queues": ["new"], "slots": 1}', None):
+        await (redis.set(REPORT_KEY + "host:1:abc", told) if told else redis.delete(REPORT_KEY + "host:1:abc"))
+        assert (await waiting(ledger, forecasts, ctx, task)).reason is Reason.NEXT
+    await redis.aclose(close_connection_pool=True)
+
+
+class Late(datetime):
+    """A clock that is two hours behind."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) - timedelta(hours=2)
+
+
+async def test_a_clock_that_is_wrong_changes_no_reason(
+    ledger: Ledger, forecasts: ForecastService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = await ledger.tenant()
+    [task] = await ledger.add(ctx)
+    await report(ledger)
+    monkeypatch.setattr(service_of_forecasts, "datetime", Late)
+    real = time.time
+    with monkeypatch.context() as early:
+        early.setattr(time, "time", lambda: real() + 7200)
+        await report(ledger, name="host:2:def")
+    found = await waiting(ledger, forecasts, ctx, task)
+    assert found.reason is Reason.NEXT
+    assert abs(seconds_until_start(task, found)) < 60
+    assert len((await ledger.queue.workers.roll()).reports) == 2
+
+
+async def test_a_redis_that_hangs_is_asked_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polling goes on: only the first of many questions waits for it."""
+    ctx = await ledger.tenant()
+    [task] = await ledger.add(ctx)
+    async with deaf() as (url, connections):
+        registry = open_workers(url)
+        forecasts = ForecastService(ledger.app, registry)
+        for _ in range(3):
+            assert (await waiting(ledger, forecasts, ctx, task)).reason is Reason.NEXT
+        assert len(connections) == 1
+        await registry.close()
+
+
+@asynccontextmanager
+async def deaf() -> AsyncGenerator[tuple[str, list[asyncio.StreamWriter]]]:
+    """A Redis that takes connections and says nothing, as one that was stopped."""
+    connections: list[asyncio.StreamWriter] = []
+
+    def connected(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+    finally:
+        for writer in connections:
+            writer.close()
+        server.close()
 
 
 async def test_the_place_in_line_and_the_time_that_follows(ledger: Ledger, forecasts: ForecastService) -> None:
@@ -177,5 +269,5 @@ async def test_workers_tell_how_long_tasks_take(ledger: Ledger) -> None:
         await ledger.until(ctx, task.id, TaskStatus.SUCCEEDED)
         [service] = worker._told().services
         assert (service.queue, service.kind, service.count) == (Queue.DEFAULT, "note", 1)
-        [told] = await ledger.queue.workers.reports()
+        [told] = (await ledger.queue.workers.roll()).reports
         assert (told.name, told.slots, told.queues) == (worker.name, 2, list(Queue))

@@ -14,6 +14,7 @@ from websockets.asyncio.client import ClientConnection
 from internal.entities.tasks import Queue
 from internal.entities.waiting import WorkerReport
 from internal.entities.watch import CALM_SECONDS, LOOK_SECONDS
+from internal.repositories import workers
 from internal.services.health import HealthService
 from internal.worker.watch import Watch
 from pkg.apperr import AppError, Code
@@ -82,6 +83,12 @@ class Lookout:
 
     async def work(self, queue: Queue = Queue.DEFAULT) -> None:
         await self.ledger.queue.workers.beat(WorkerReport(name="host:1:abc", queues=[queue], slots=1), 600)
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that has just been emptied needn't wait for workers that may not have told yet."""
+    monkeypatch.setattr(workers, "COMPLETE_SECONDS", 0.0)
 
 
 @pytest.fixture

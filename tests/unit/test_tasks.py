@@ -26,8 +26,8 @@ def task(**changes: Any) -> Task:
         "status": TaskStatus.RUNNING, "stage": "running", "progress": 0.0, "user_id": new_id(), "role": Role.MEMBER,
         "request_id": "r", "trace_id": "t", "document_id": None, "content_id": None, "payload": {}, "result": None,
         "error_code": None, "error_message": None, "attempts": 1, "retry_count": 0, "max_retries": 2,
-        "lost_leases": 0, "cancel_requested": False, "due_at": now, "created_at": now, "started_at": now,
-        "finished_at": None,
+        "lost_leases": 0, "cancel_requested": False, "due_at": now, "read_at": now, "created_at": now,
+        "started_at": now, "finished_at": None,
     }  # fmt: skip
     return Task(**{**fields, **changes})
 

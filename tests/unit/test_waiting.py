@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 
 from internal.entities.tasks import Queue
-from internal.entities.waiting import Pace, ServiceTime, Standing, WorkerReport, pace_of, size_class, start_seconds
+from internal.entities.waiting import (
+    Pace,
+    Roll,
+    ServiceTime,
+    Standing,
+    WorkerReport,
+    pace_of,
+    size_class,
+    start_seconds,
+)
 from internal.worker.stopwatch import HOUR, KEPT, Stopwatch
 from tests.unit.test_tasks import task
 
@@ -52,10 +61,10 @@ def test_reports_are_taken_together() -> None:
         WorkerReport(name="b", queues=list(Queue), slots=4, services=[service(Queue.DEFAULT, 1, 2)]),
         WorkerReport(name="c", queues=[Queue.BATCH], slots=8, services=[service(Queue.BATCH, 9, 99)]),
     ]
-    pace = pace_of(reports, Queue.DEFAULT)
+    pace = pace_of(Roll(reports=reports, complete=True), Queue.DEFAULT)
     assert (pace.slots, pace.usual, pace.services) == (6, 8, {("note", 1): 8})
     assert (pace.of("note", 5), pace.of("other", 5)) == (8, 8)
-    assert pace_of([], Queue.DEFAULT) == Pace(slots=0, usual=None)
+    assert pace_of(Roll(reports=[], complete=False), Queue.DEFAULT) == Pace(slots=0, usual=None, complete=False)
 
 
 def test_a_stopwatch_keeps_the_latest_of_an_hour() -> None:
