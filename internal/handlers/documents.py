@@ -92,7 +92,10 @@ class DocumentChangesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     operation_class=UploadOperation,
     request_max_body_size=None,
     status_code=202,
-    responses={200: ResponseSpec(UploadOut, description="You had uploaded the same bytes before.")},
+    responses={
+        200: ResponseSpec(UploadOut, description="You had uploaded the same bytes before."),
+        202: ResponseSpec(UploadOut, description="Its reading is queued."),
+    },
 )
 async def upload_document(
     request: Request[Any, Any, Any],
