@@ -112,7 +112,7 @@ class Consumer:
         self._slots = slots
         self._receive = receive
         self._rounds = 0
-        self._seen: dict[Queue, bytes] = {}
+        self._seen: dict[bytes, float] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._log = logger.get("queue")
 
@@ -139,20 +139,20 @@ class Consumer:
                 started += await self._start(queue, free)
         return started > 0
 
-    async def poll_guest(self) -> bool:
+    async def poll_guest(self, *, after: float) -> bool:
         """With every slot taken: starts the first task of a tenant that has nothing running; True when it did.
 
-        So long tasks of one tenant don't hold up another's. A task is taken that lay there at the last look already,
+        So long tasks of one tenant don't hold up another's. A task is taken that was seen `after` seconds ago already,
         for another worker may have a slot for it. Raises REDIS_UNAVAILABLE.
         """
         async with reachable(), self._redis.pipeline(transaction=False) as pipe:
             for queue in self._queues:
                 pipe.zrange(firsts_name(queue), 0, 0)
             heads: list[list[bytes]] = await pipe.execute()
-        before = self._seen
-        self._seen = {queue: head[0] for queue, head in zip(self._queues, heads, strict=True) if head}
-        for queue, head in self._seen.items():
-            if before.get(queue) == head and await self._take(queue, head):
+        now, before = time.monotonic(), self._seen
+        self._seen = {head[0]: before.get(head[0], now) for head in heads if head}
+        for queue, head in zip(self._queues, heads, strict=True):
+            if head and now - self._seen[head[0]] >= after and await self._take(queue, head[0]):
                 return True
         return False
 

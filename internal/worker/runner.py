@@ -25,7 +25,10 @@ from pkg.config import Settings
 from pkg.ctxutil import Context, bound
 from pkg.resilience import backoff
 
-GUEST_SECONDS = 0.25  # between looks for a tenant that has nothing running, while every slot is taken
+GUEST_SECONDS = (
+    0.25  # so long another worker may take the task of a tenant that has nothing running, then a full one does
+)
+LOOK_SECONDS = 0.25
 BUSY_SECONDS = 0.01  # after a poll that found work, or a slot that became free: more of them come together
 IDLE_SECONDS = 0.05
 CANCEL_SECONDS = 1.0  # a request to cancel is seen within this, and takes effect within twice that
@@ -126,11 +129,11 @@ class Worker:
     async def _full(self, consumer: Consumer) -> None:
         """Waits for a slot to become free, and lets a guest in meanwhile."""
         while not self._freed.is_set():
-            if consumer.closed or await consumer.poll_guest():
+            if consumer.closed or await consumer.poll_guest(after=GUEST_SECONDS):
                 await self._freed.wait()
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), GUEST_SECONDS)
+                await asyncio.wait_for(self._freed.wait(), LOOK_SECONDS)
 
     async def _drain(self, consumer: Consumer) -> None:
         self._log.info("worker drains", running=self.busy)

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from internal.entities.tasks import Lease, Queue
+from internal.entities.tasks import Lease, Queue, TaskKind
 from internal.repositories.store import open_store
 from internal.worker.jobs import product_jobs
 from pkg.ctxutil import Context
@@ -47,7 +47,7 @@ async def claimed(database: Database, versions: dict[str, int]) -> list[str]:
 async def test_an_old_worker_reads_and_removes_nothing_that_may_be_history(api: Running, database: Database) -> None:
     """It would remove the object of a version that a document can go back to, and switch no document to its next."""
     tenant = await api.new_tenant("rolling")
-    jobs = product_jobs(ingest_content=nothing, purge_content=nothing, purge_uploads=nothing, sweep_objects=nothing)
+    jobs = product_jobs(**dict.fromkeys(TaskKind, nothing))
     async with api.client(tenant["api_key"]) as client:
         for name in ("kept", "gone"):
             files = {"file": (f"{name}.txt", f"a sentence that is {name}".encode())}

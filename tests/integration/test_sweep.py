@@ -141,15 +141,17 @@ async def test_only_old_objects_of_a_known_kind_that_no_row_holds_are_removed(pl
     kept = [held, condemned]
     kept.append(await place.put(f"{mine}/{new_id()}", hours=23))
     kept.append(await place.put(f"{mine}/{new_id()}"))
-    kept.append(await place.put(f"{mine}/archives/{new_id()}", hours=99))
+    kept.append(await place.put(f"{mine}/archives/{new_id()}", hours=23))
+    kept.append(await place.put(f"{mine}/exports/{new_id()}", hours=99))
     kept.append(await place.put(f"{mine}/no-id", hours=99))
     kept.append(await place.put(f"{other.tenant_id}/{new_id()}", hours=99))
     kept.append(await place.put(f"{new_id()}/{new_id()}", hours=99))
     kept.append(await part(place, ctx))
     orphans = [await place.put(f"{mine}/{new_id()}", hours=25) for _ in range(3)]
     orphans.append(await place.put(f"{mine}/uploads/{new_id()}", hours=25))
+    orphans.append(await place.put(f"{mine}/archives/{new_id()}", hours=25))
     found = await place.sweep(ctx)
-    assert found == {"objects": 11, "removed": 4, "missing": 0}
+    assert found == {"objects": 13, "removed": 5, "missing": 0}
     assert [key for key in orphans if place.there(key)] == []
     assert [key for key in kept if not place.there(key)] == []
     row = await place.ledger.inspector.fetchrow("select objects, removed, finished_at from object_sweeps")

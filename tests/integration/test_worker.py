@@ -203,7 +203,10 @@ async def test_a_worker_serves_its_own_queues_only(ledger: Ledger) -> None:
     assert ledger.effects.order == [urgent.id]
 
 
-async def test_no_more_tasks_run_at_a_time_than_there_are_slots(ledger: Ledger) -> None:
+async def test_no_more_tasks_run_at_a_time_than_there_are_slots(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "GUEST_SECONDS", 60)
     running = peak = 0
 
     async def count(_ctx: Context, _lease: Lease) -> dict[str, Any]:
