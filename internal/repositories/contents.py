@@ -57,17 +57,15 @@ class ContentRepository:
         )
         return None if row is None else _content(row)
 
-    async def publish(self, content_id: UUID, generation_id: UUID, metadata: dict[str, Any]) -> bool:
-        """Points the content at a generation; False when the content is gone or being purged."""
-        done = await self._conn.fetchval(
-            "update contents set generation_id = $3, metadata = $4"
-            " where tenant_id = $1 and id = $2 and purged_at is null returning id",
+    async def publish(self, content_id: UUID, generation_id: UUID, metadata: dict[str, Any]) -> None:
+        """Points a content that is held at a generation."""
+        await self._conn.execute(
+            "update contents set generation_id = $3, metadata = $4 where tenant_id = $1 and id = $2",
             self._ctx.tenant_id,
             content_id,
             generation_id,
             msgspec.json.encode(metadata).decode(),
         )
-        return done is not None
 
     async def condemn(self, content_id: UUID) -> Content | None:
         """Marks a content that nobody holds as being purged, for good; None when a document or its history does.
@@ -98,11 +96,15 @@ class ContentRepository:
         )
         return _content(row)
 
-    async def hold(self, content_id: UUID) -> None:
-        """Keeps a purge of the content, or of what was read from it, waiting until the transaction ends."""
-        await self._conn.execute(
-            "select 1 from contents where tenant_id = $1 and id = $2 for key share", self._ctx.tenant_id, content_id
+    async def hold(self, content_id: UUID) -> Content | None:
+        """As `find`, and until the transaction ends a purge of the content, or of what was read from it, waits."""
+        row = await self._conn.fetchrow(
+            "select id, sha256, size, media_type, source_type, blob_key, generation_id, metadata from contents"
+            " where tenant_id = $1 and id = $2 and purged_at is null for key share",
+            self._ctx.tenant_id,
+            content_id,
         )
+        return None if row is None else _content(row)
 
     async def unpublish(self, content_id: UUID) -> None:
         """No search sees anything of the content any more; its object stays."""

@@ -41,14 +41,16 @@ class GenerationRepository:
         )
         return _generation(sure(row))
 
-    async def is_published(self, generation_id: UUID) -> bool:
-        """Whether searches see it; the row is locked for sharing, so that the answer stays true in this transaction."""
-        status = await self._conn.fetchval(
+    async def status(self, generation_id: UUID) -> str | None:
+        """None for one that is gone; the row is locked for sharing, so that the answer stays true in this transaction.
+
+        Only what is `building` is written to: a retired one is being removed, whoever is still reading for it.
+        """
+        return await self._conn.fetchval(
             "select status from generations where tenant_id = $1 and id = $2 for share",
             self._ctx.tenant_id,
             generation_id,
         )
-        return status == "published"
 
     async def publish(self, generation_id: UUID, chunk_count: int) -> None:
         """Marks the generation as the one that searches see."""

@@ -42,6 +42,8 @@ from pkg.ctxutil import Context
 PROCESSING_VERSION = "1"
 """Raise it when parsing, cutting or analysis changes: new uploads get a generation of their own."""
 
+SKIPPED = {"skipped": "the document was deleted, or a later version answers already"}
+
 BATCH = 64
 """Chunks a transaction: a crash repeats at most so many, and readers of the index wait little."""
 
@@ -94,21 +96,20 @@ class IngestService:
         """The job `ingest_content`. Answers `{"chunks"}`, or why there was nothing to do."""
         content = await self._content(ctx, lease)
         if content is None:
-            return {"skipped": "the document was deleted, or a later version answers already"}
+            return SKIPPED
         # What an earlier model or version left behind, also where the job that replaced it was cut short.
         await remove_retired(self._store, ctx, lease, content.id)
-        generation = await self._begin(ctx, lease, content)
+        generation, metadata = await self._begin(ctx, lease, content), content.metadata
         if generation.status != "published":
             parsed = await self._read(ctx, lease, content)
             passages = await self._cut(ctx, content, generation, parsed)
             if not passages and content.source_type != "photo":
                 raise AppError(Code.FILE_NO_TEXT, "No text was found in this file, nor in its pictures.")
             await self._write(ctx, lease, content, generation, passages)
-            published = msgspec.structs.replace(generation, status="published", chunk_count=len(passages))
-            await self._publish(ctx, lease, content, published, _metadata(parsed))
-            generation = published
-            if content.generation_id is not None:
-                await remove_retired(self._store, ctx, lease, content.id)
+            generation = msgspec.structs.replace(generation, chunk_count=len(passages))
+            metadata = _metadata(parsed)
+        if not await self._publish(ctx, lease, generation, metadata):
+            return SKIPPED
         return {"chunks": generation.chunk_count}
 
     async def _content(self, ctx: Context, lease: Lease) -> Content | None:
@@ -126,14 +127,11 @@ class IngestService:
             return await tx.contents.find(lease.task.content_id)
 
     async def _begin(self, ctx: Context, lease: Lease, content: Content) -> Generation:
-        """The generation to fill; one that is published already only gets this task's document."""
+        """The generation to fill; of one that is published already only this task's document is to be shown."""
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
             generation = await tx.generations.ensure(content.id, PROCESSING_VERSION, self._embedder.space.id)
-            if generation.status == "published":
-                await tx.lexicon.touch()
-                await _show(tx, content.id, generation)
-            else:
+            if generation.status != "published":
                 await tx.tasks.progress(lease, "reading", 0.02)
         await self._megaphone.task_moved(ctx, lease)
         return generation
@@ -186,8 +184,8 @@ class IngestService:
                 await tx.tasks.fence(lease)
                 if usage is not None:
                     await tx.usage.add(self._charged(lease, usage))
-                if await tx.generations.is_published(generation.id):
-                    return  # another task on the same content was faster
+                if await tx.generations.status(generation.id) != "building":
+                    return  # another task on the same content was faster, or a later version is
                 added = await tx.chunks.add(content.id, generation.id, [passage.chunk for passage in batch])
                 # Another worker may have written some of these; its transaction wrote all that belongs to them.
                 fresh = [place for place, passage in enumerate(batch) if passage.chunk.id in added]
@@ -226,26 +224,38 @@ class IngestService:
             usage = computed.usage
         return np.stack([known[passage.chunk.text_hash] for passage in batch]), usage
 
-    async def _publish(
-        self, ctx: Context, lease: Lease, content: Content, built: Generation, metadata: dict[str, Any]
-    ) -> None:
-        """One short transaction makes all of it visible, once, whoever built it."""
+    async def _publish(self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]) -> bool:
+        """One short transaction makes all of it visible, once, whoever built it.
+
+        False when nobody waits for it any more: the document was deleted, or answers from a later version.
+        """
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
-            current = await tx.generations.ensure(built.content_id, built.version, built.space_id)
-            if current.status != "published":
+            await tx.lexicon.touch()  # a removal of what was read waits here, or is over
+            content = await tx.contents.hold(built.content_id)
+            status = await tx.generations.status(built.id)
+            if content is None or status not in ("building", "published"):
+                return False
+            if status == "building":
+                if await tx.versions.is_overtaken(content.id):
+                    await tx.generations.retire(built.id)
+                    await tx.tasks.add(purging(content.id))
+                    return False
                 if content.generation_id is not None:
                     await tx.lexicon.retire(content.generation_id)
                     await tx.generations.retire(content.generation_id)
-                if not await tx.contents.publish(built.content_id, built.id, metadata):
-                    raise AppError(Code.FILE_UNREADABLE, "The document was deleted while it was read.")
+                await tx.contents.publish(content.id, built.id, metadata)
                 await tx.lexicon.publish(built.id)
                 await tx.generations.publish(built.id, built.chunk_count)
-            await _show(tx, built.content_id, built)
+            await _show(tx, content.id, built)
             await failpoints.hit("ingest.before_publish")
         await failpoints.hit("ingest.after_publish")
-        async with self._store.tenant(ctx) as tx:
-            await tx.vectors.analyze(self._embedder.space)
+        if status == "building":
+            async with self._store.tenant(ctx) as tx:
+                await tx.vectors.analyze(self._embedder.space)
+            if content.generation_id is not None:
+                await remove_retired(self._store, ctx, lease, content.id)
+        return True
 
     async def _progress(self, ctx: Context, lease: Lease, stage: str, share: float) -> None:
         async with self._store.tenant(ctx) as tx:

@@ -50,6 +50,7 @@ class PurgeService:
             raise AppError(Code.INTERNAL, "The task names no content.")
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
+            await tx.lexicon.touch()  # before the content's row is locked, as a publication does it
             content = await tx.contents.condemn(lease.task.content_id)
             generations = await tx.generations.of_content(lease.task.content_id) if content else []
             if content is None and await tx.versions.is_overtaken(lease.task.content_id):
@@ -110,7 +111,10 @@ class PurgeService:
 
 
 async def _retire(tx: Tx, content_id: UUID) -> None:
-    """Takes all that was read from a content out of searches, for `remove_retired`."""
+    """Takes all that was read from a content out of searches, for `remove_retired`.
+
+    Also what is still being built: whoever reads for it finds it retired, and stops.
+    """
     await tx.contents.unpublish(content_id)
     for generation in await tx.generations.of_content(content_id):
         await tx.lexicon.retire(generation.id)
