@@ -38,3 +38,10 @@ class Switched(msgspec.Struct, frozen=True):
 
     document_id: UUID
     left: list[UUID]
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """A version that is kept no longer, and the task that was to read it; the first one has none of its own."""
+
+    content_id: UUID
+    task_id: UUID | None

@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from internal.entities.documents import Document
-from internal.entities.versions import Switched, Version, VersionStatus
+from internal.entities.versions import Forgotten, Switched, Version, VersionStatus
 from internal.repositories.rows import sure
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -76,17 +76,18 @@ class VersionRepository:
             task_id,
         )
 
-    async def trim(self, document_id: UUID, keep: int) -> list[UUID]:
-        """Forgets all but the last `keep` versions and the one that answers; returns the others' contents."""
+    async def trim(self, document_id: UUID, keep: int) -> list[Forgotten]:
+        """Forgets all but the last `keep` versions and the one that answers; returns the others."""
         rows = await self._conn.fetch(
             "delete from document_versions v using documents d where v.tenant_id = $1 and d.tenant_id = $1"
             " and d.id = $2 and v.document_id = $2 and v.number <> d.version and v.number <= (select max(w.number)"
-            " from document_versions w where w.tenant_id = $1 and w.document_id = $2) - $3 returning v.content_id",
+            " from document_versions w where w.tenant_id = $1 and w.document_id = $2) - $3"
+            " returning v.content_id, v.task_id",
             self._ctx.tenant_id,
             document_id,
             keep,
         )
-        return list({row["content_id"] for row in rows})
+        return [Forgotten(row["content_id"], row["task_id"]) for row in rows]
 
     async def contents(self, document_id: UUID) -> list[UUID]:
         """The different contents of a document's history."""

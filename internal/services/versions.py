@@ -76,8 +76,10 @@ class VersionService:
         await tx.versions.begin(document)
         task = await tx.tasks.add(await reading(tx, document.id, content_id, priority, size=size))
         await tx.versions.add(document.id, content_id, filename, task.id)
-        for forgotten in await tx.versions.trim(document.id, self._keep):
-            await tx.tasks.add(purging(forgotten))
+        forgotten = await tx.versions.trim(document.id, self._keep)
+        await tx.tasks.cancel_queued(document.id, [item.task_id for item in forgotten if item.task_id is not None])
+        for content in {item.content_id for item in forgotten}:
+            await tx.tasks.add(purging(content))
         await tx.outbox.add(FileUploaded(document_id=document.id, content_id=content_id, task_id=task.id))
         return UploadResult(document, task, duplicate=False)
 

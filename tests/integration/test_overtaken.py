@@ -215,3 +215,16 @@ async def cut_short(shop: Shop, conn: asyncpg.Connection, lease: Lease) -> None:
         lost.cancel()
         await asyncio.gather(lost, return_exceptions=True)
     assert await conn.fetchval("select count(*) from chunks where text like $1", f"%{SLOW}%") == 1
+
+
+async def test_a_version_that_is_forgotten_before_it_was_read_has_its_reading_cancelled(
+    shop: Shop, conn: asyncpg.Connection
+) -> None:
+    document = await shop.upload("The first text.")
+    await shop.run_all()
+    tasks = [await shop.replace(document, f"The text with the number {number}.") for number in range(2, 5)]
+    states = [(await shop.get(f"tasks/{task}"))["status"] for task in tasks]
+    assert states == ["cancelled", "queued", "queued"]
+    await shop.run_all()
+    assert [number for number, _ in await versions(shop, document)] == [4, 3, 1]
+    await only_what_answers_is_kept(shop, conn, document)
