@@ -16,6 +16,7 @@ import msgspec
 from dreamhub import scanner
 from dreamhub.running import settings_of_running
 from internal.app import space_of
+from internal.entities.watch import Installation
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
@@ -27,6 +28,7 @@ from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, Settings
 
 TIMEOUT_SECONDS = 5.0
+SILENT_SECONDS = 60.0
 EMBEDDING_SECONDS = 30.0  # an endpoint on this machine may have to load its model
 GIB = 2**30
 LITTLE_SPACE, TOO_LITTLE_SPACE = 10 * GIB, 1 * GIB
@@ -145,7 +147,41 @@ async def _postgres(settings: Settings) -> list[Finding]:
         found.append(Finding(Level.FAIL, "Migrations", f"{len(waiting)} missing", "run `dreamhub migrate`"))
     else:
         found.append(Finding(Level.OK, "Migrations", "up to date"))
+        found += await _installation(dsn)
     return found
+
+
+async def _installation(dsn: str) -> list[Finding]:
+    """What relays and sweeps of objects have seen."""
+    try:
+        seen = await probe.installation(dsn, TIMEOUT_SECONDS)
+    except AppError as error:
+        return [Finding(Level.WARN, "Relay", error.detail, f"let DB__DSN log in as {migrate.APP}")]
+    return [_relay(seen), _alerts(seen), _objects(seen)]
+
+
+def _relay(seen: Installation) -> Finding:
+    if seen.seconds is None:
+        return Finding(Level.WARN, "Relay", "none has looked yet", "start `dreamhub relay`")
+    text = f"looked at queues and workers {seen.seconds:.0f} s ago"
+    if seen.seconds > SILENT_SECONDS:
+        return Finding(Level.FAIL, "Relay", text, "start `dreamhub relay`, or see its log")
+    return Finding(Level.OK, "Relay", text)
+
+
+def _alerts(seen: Installation) -> Finding:
+    raised = sorted(seen.last.alerts) if seen.last is not None else []
+    if raised:
+        return Finding(Level.WARN, "Alerts", ", ".join(raised), "see docs/operators.md, alerts and stuck states")
+    return Finding(Level.OK, "Alerts", "none")
+
+
+def _objects(seen: Installation) -> Finding:
+    if seen.objects_missing:
+        text = f"stored files that are gone: {seen.objects_missing}"
+        return Finding(Level.WARN, "Lost objects", text, "restore them from a backup, or upload the same files again")
+    swept = f"{seen.oldest_sweep:%Y-%m-%d %H:%M} UTC" if seen.oldest_sweep else "never"
+    return Finding(Level.OK, "Lost objects", f"none; every tenant's were looked for since: {swept}")
 
 
 def _version_of_postgres(facts: probe.PostgresFacts) -> Finding:

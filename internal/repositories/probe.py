@@ -8,6 +8,8 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from internal.entities.watch import Installation
+from internal.repositories.watch import InstallationRepository
 from pkg.apperr import AppError, Code
 
 
@@ -46,6 +48,18 @@ async def postgres(dsn: str, timeout: float) -> PostgresFacts:  # noqa: ASYNC109
         bypasses_rls=row["rolbypassrls"],
         pgvector=row["pgvector"],
     )
+
+
+async def installation(dsn: str, timeout: float) -> Installation:  # noqa: ASYNC109 - asyncpg's own
+    """What relays and sweeps have seen. Raises AppError(DATABASE_UNAVAILABLE) also for a login that may not ask."""
+    try:
+        conn = await asyncpg.connect(dsn, timeout=math.ceil(timeout))
+        try:
+            return await InstallationRepository(conn).get()
+        finally:
+            await conn.close(timeout=timeout)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise AppError(Code.DATABASE_UNAVAILABLE, f"what relays have seen can't be read: {_reason(error)}") from None
 
 
 async def redis(url: str, timeout: float) -> str:  # noqa: ASYNC109 - seconds for the whole exchange

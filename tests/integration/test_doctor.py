@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from dreamhub.doctor import Finding, Level, examine
+from internal.entities.ids import new_id
 from tests.fakes.openai_server import running_fake
 from tests.servers import Database
 
@@ -92,3 +94,42 @@ async def test_a_wrong_setting_ends_the_report_with_its_name(tmp_path: Path, mon
         Level.FAIL, "Settings", "DB__POOL_MAXX is not a setting of DreamHub; did you mean DB__POOL_MAX?"
     )
     assert "PostgreSQL" not in found
+
+
+@pytest.mark.usefixtures("well")
+async def test_what_relays_and_sweeps_have_seen_is_told(database: Database, tmp_path: Path) -> None:
+    found = await report(tmp_path)
+    assert (found["Relay"].level, found["Relay"].text) == (Level.WARN, "none has looked yet")
+    assert found["Lost objects"].level is Level.OK
+    conn = await asyncpg.connect(database.superuser)
+    try:
+        await look(conn, seconds=1, alerts="{}")
+        found = await report(tmp_path)
+        assert (found["Relay"].level, found["Alerts"].level) == (Level.OK, Level.OK)
+        await look(conn, seconds=61, alerts='{"outbox.backlog": 1}')
+        tenant, content = new_id(), new_id()
+        await conn.execute("insert into tenants (id, name) values ($1, 'secret')", tenant)
+        await conn.execute(
+            "insert into contents (tenant_id, id, sha256, size, media_type, source_type, blob_key, missing_at)"
+            " values ($1, $2, decode(repeat('00', 32), 'hex'), 1, 'text/plain', 'document', 'x', now())",
+            tenant,
+            content,
+        )
+    finally:
+        await conn.close()
+    found = await report(tmp_path)
+    assert found["Relay"].level is Level.FAIL
+    assert (found["Alerts"].level, found["Alerts"].text) == (Level.WARN, "outbox.backlog")
+    assert (found["Lost objects"].level, found["Lost objects"].text) == (Level.WARN, "stored files that are gone: 1")
+    assert not {"secret", str(tenant), str(content)} & set(repr(found).split())
+
+
+async def look(conn: asyncpg.Connection, *, seconds: float, alerts: str) -> None:
+    """As a relay leaves it."""
+    last = f'{{"queues": [], "events": 0, "oldest_event_seconds": 0, "dead": 0, "workers": 1, "alerts": {alerts}}}'
+    await conn.execute(
+        "update watch set state = jsonb_build_object('last', $1::jsonb),"
+        " watched_at = now() - make_interval(secs => $2)",
+        last,
+        seconds,
+    )
