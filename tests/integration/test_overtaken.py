@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from internal.entities.search import Space
-from internal.entities.tasks import Lease, Queue
+from internal.entities.tasks import Lease, Queue, TaskKind
 from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import Embedded, EmbeddingProvider, OpenAIEmbeddings
@@ -112,6 +112,10 @@ class Shop:
                 await self.run(lease)
 
 
+async def unexpected(_ctx: Context, lease: Lease) -> dict[str, Any]:
+    raise AssertionError(f"nobody asked for {lease.task.kind}")
+
+
 @pytest.fixture
 async def shop(servers: Servers, database: Database, tmp_path: Path) -> AsyncGenerator[Shop]:
     nowhere = "http://127.0.0.1:9"
@@ -134,10 +138,8 @@ async def shop(servers: Servers, database: Database, tmp_path: Path) -> AsyncGen
         gate, sweep, purge = Gate(provider), SweepService(worker, blobs, orphan_hours=24), PurgeService(worker, blobs)
         ingest = IngestService(worker, blobs, sandbox, ocr, gate, megaphone, sweep, workdir=tmp_path)
         jobs = product_jobs(
-            ingest_content=ingest.ingest_content,
-            purge_content=purge.purge_content,
-            purge_uploads=purge.purge_uploads,
-            sweep_objects=sweep.sweep_objects,
+            **dict.fromkeys(TaskKind, unexpected)
+            | {TaskKind.INGEST_CONTENT: ingest.ingest_content, TaskKind.PURGE_CONTENT: purge.purge_content}
         )
         yield Shop(client, relay, worker, jobs, gate)
 

@@ -155,8 +155,8 @@ async def test_only_old_objects_of_a_known_kind_that_no_row_holds_are_removed(pl
     assert [key for key in orphans if place.there(key)] == []
     assert [key for key in kept if not place.there(key)] == []
     row = await place.ledger.inspector.fetchrow("select objects, removed, finished_at from object_sweeps")
-    assert (row["objects"], row["removed"], row["finished_at"] is not None) == (11, 4, True)
-    assert await place.sweep(ctx) == {"objects": 7, "removed": 0, "missing": 0}
+    assert (row["objects"], row["removed"], row["finished_at"] is not None) == (13, 5, True)
+    assert await place.sweep(ctx) == {"objects": 8, "removed": 0, "missing": 0}
 
 
 async def part(place: Place, ctx: Context) -> str:
