@@ -123,6 +123,8 @@ async def test_events_have_their_places_and_leases_end_while_redis_is_away(outag
             await ledger.until(ctx, lost.id, TaskStatus.QUEUED)
     finally:
         await outage.redis_server.start()
+    async with ledger.relay(), ledger.worker():
+        await ledger.until(ctx, lost.id, TaskStatus.SUCCEEDED, seconds=30)
 
 
 async def test_tasks_outlive_a_database_that_is_stopped_at_once(outage: Outage, ledger: Ledger) -> None:

@@ -74,6 +74,8 @@ SAY_THE_SAME = {
     "ContentRepository.condemn",
     "VersionRepository.is_overtaken",
 }
+# Columns that tell the time of the reading.
+CLOCKS = {"read_at"}
 # One that looks at any one row, which may be this tenant's or the other's.
 LOOK_AT_ONE = {"VectorRepository.analyze"}
 
@@ -172,7 +174,8 @@ async def answer(
     conn: asyncpg.Connection, mutant: Mutant, *, role: str | None, who: Seeded, member: bool = False
 ) -> Any:
     async with undone(conn, role=role, who=who, member=member):
-        return sorted(map(repr, await conn.fetch(mutant.sql, *mutant.arguments)))
+        rows = await conn.fetch(mutant.sql, *mutant.arguments)
+    return sorted(repr({name: value for name, value in row.items() if name not in CLOCKS}) for row in rows)
 
 
 async def rows_of(conn: asyncpg.Connection, tenant: Seeded) -> dict[str, list[str]]:
