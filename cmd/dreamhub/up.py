@@ -144,8 +144,8 @@ class Up:
         roles = Roles(self._home, self._settings, self._secrets, addresses)
         await self._start_roles(roles, listener, clamd)
         await self._make_tenant(roles, addresses)
-        self._write_up_file(roles, addresses)
         self._greet(addresses, time.monotonic() - began)
+        self._write_up_file(roles, addresses)  # last: whoever waits for it finds everything else done
 
     async def _start_roles(self, roles: Roles, listener: Listener, clamd: Clamd | None) -> None:
         """Models and signatures load while the database is migrated; the server says when all it needs answers."""
