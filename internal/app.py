@@ -68,7 +68,7 @@ from internal.worker.relay import Relay
 from internal.worker.runner import Worker
 from internal.worker.watch import Watch
 from pkg import failpoints, logger, telemetry, watchdog
-from pkg.apperr import AppError, SettingsError
+from pkg.apperr import AppError, Code, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
 from pkg.required import login, missing, require
 from pkg.version import version
@@ -362,7 +362,8 @@ def _models_check(stack: AsyncExitStack, settings: Settings) -> Check:
     stack.push_async_callback(client.aclose)
 
     async def check() -> None:
-        (await client.get("/readyz")).raise_for_status()  # 503 while the embedding model loads for the first time
+        if (await client.get("/readyz")).is_error:
+            raise AppError(Code.MODEL_UNAVAILABLE, "The embedding model is being loaded.")
 
     return check
 
