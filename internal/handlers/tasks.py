@@ -179,7 +179,7 @@ def task_out(task: Task) -> TaskOut:
         queue=task.queue,
         status=task.status,
         stage=task.stage,
-        progress=task.progress,
+        progress=round(task.progress, 4),  # a 4-byte float's tail says nothing
         priority=task.priority,
         retry_count=task.retry_count,
         max_retries=task.max_retries,

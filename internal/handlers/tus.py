@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 from uuid import UUID
 
-from litestar import HttpMethod, Request, Response, delete, head, patch, post, route
+from litestar import HttpMethod, MediaType, Request, Response, delete, head, patch, post, route
 from litestar.datastructures import MutableScopeHeaders
 from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
@@ -85,7 +85,8 @@ async def begin_upload(
         upload = await uploads.begin_with(ctx, upload_length, metadata, described, body)
     else:
         upload = await uploads.begin(ctx, upload_length, metadata, described)
-    return Response(None, status_code=201, headers={"Location": f"{PATH}/{upload.id}", **_headers(upload)})
+    headers = {"Location": f"{PATH}/{upload.id}", **_headers(upload)}
+    return Response(None, status_code=201, media_type=MediaType.TEXT, headers=headers)  # as JSON it would say null
 
 
 @head(f"{PATH}/{{upload_id:str}}", opt=access(Role.MEMBER))
