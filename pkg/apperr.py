@@ -22,6 +22,7 @@ class Code(StrEnum):
     REQUEST_TOO_SLOW = "request.too_slow"
     REQUEST_UNSUPPORTED_MEDIA_TYPE = "request.unsupported_media_type"
     REQUEST_CONFLICT = "request.conflict"
+    REQUEST_RANGE_NOT_SATISFIABLE = "request.range_not_satisfiable"
     RATE_LIMITED = "rate.limited"
     EVENTS_TOO_MANY_READERS = "events.too_many_readers"
     EVENTS_TOO_SLOW = "events.too_slow"

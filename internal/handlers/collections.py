@@ -20,7 +20,7 @@ from pkg.ctxutil import Context, Role
 class CollectionIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A collection's name."""
 
-    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 
 
 @get("/api/v1/collections", opt=access(Role.VIEWER))

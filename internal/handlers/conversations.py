@@ -29,16 +29,16 @@ from internal.handlers.streams import event, event_stream
 from internal.services.chat import (
     LONGEST_COMMENT,
     LONGEST_QUESTION,
-    LONGEST_TITLE,
     MOST_DOCUMENTS,
     ChatService,
     Turn,
 )
+from internal.services.names import MAX_TITLE
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
-Title = Annotated[str, msgspec.Meta(max_length=LONGEST_TITLE)]
+Title = Annotated[str, msgspec.Meta(max_length=MAX_TITLE)]
 Ids = Annotated[list[UUID], msgspec.Meta(max_length=MOST_DOCUMENTS)]
 
 

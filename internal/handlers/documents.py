@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, delete, get, patch, post
+from litestar import HttpMethod, Request, Response, delete, get, patch, post, route
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, QueryParameter
@@ -145,7 +145,12 @@ async def get_document(
     return document_out(await documents.get(ctx, document_id_of(document_id)))
 
 
-@get("/api/v1/documents/{document_id:str}/content", opt=access(Role.VIEWER), media_type="application/octet-stream")
+@route(
+    "/api/v1/documents/{document_id:str}/content",
+    http_method=(HttpMethod.GET, HttpMethod.HEAD),
+    opt=access(Role.VIEWER),
+    media_type="application/octet-stream",
+)
 async def get_document_content(
     request: Request[Any, Any, Any],
     ctx: NamedDependency[Context],
@@ -155,9 +160,7 @@ async def get_document_content(
     """The file as it was uploaded, whole or one range of it; always as an attachment, never rendered."""
     document, key = await documents.content(ctx, document_id_of(document_id))
     await documents.require(ctx, key)
-    return download(
-        document, request.headers.get("range"), lambda start, end: documents.read(ctx, key, start=start, end=end)
-    )
+    return download(request, document, lambda start, end: documents.read(ctx, key, start=start, end=end))
 
 
 @get("/api/v1/documents/{document_id:str}/chunks", opt=access(Role.VIEWER))

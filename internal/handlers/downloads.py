@@ -5,17 +5,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import quote
 
-from litestar import Response
+from litestar import HttpMethod, Request, Response
 from litestar.response import Stream
 
 from internal.entities.documents import Document
 from internal.entities.versions import Version
+from internal.handlers.problems import to_problem
+from pkg.apperr import AppError, Code
 
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 def download(
-    document: Document | Version, range_header: str | None, read: Callable[[int, int], AsyncIterator[bytes]]
+    request: Request[Any, Any, Any], document: Document | Version, read: Callable[[int, int], AsyncIterator[bytes]]
 ) -> Response[Any]:
     """`read(start, end)` gives bytes `start` to before `end`. Answers 200, 206 for one range, or 416."""
     headers = {
@@ -25,15 +27,19 @@ def download(
         "Accept-Ranges": "bytes",
         "ETag": f'"{document.sha256.hex()}"',
     }
-    wanted = parse_range(range_header, document.size)
+    wanted = parse_range(request.headers.get("range"), document.size)
     if wanted is not None and wanted[0] >= wanted[1]:
-        return Response(b"", status_code=416, headers={**headers, "Content-Range": f"bytes */{document.size}"})
+        error = AppError(Code.REQUEST_RANGE_NOT_SATISFIABLE, f"The file has {document.size} bytes.")
+        raise to_problem(error, {"Content-Range": f"bytes */{document.size}"})
     start, end = wanted or (0, document.size)
     headers["Content-Length"] = str(end - start)
     if wanted is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{document.size}"
     return Stream(
-        read(start, end), status_code=200 if wanted is None else 206, media_type=document.media_type, headers=headers
+        () if request.method == HttpMethod.HEAD else read(start, end),
+        status_code=200 if wanted is None else 206,
+        media_type=document.media_type,
+        headers=headers,
     )
 
 

@@ -15,14 +15,17 @@ from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, pag
 from internal.handlers.replays import SECRET_ANSWER
 from internal.services.api_keys import ApiKeyService
 from internal.services.members import MemberService
+from internal.services.names import MAX_TITLE
+from internal.services.passwords import MAX_LENGTH, MIN_LENGTH
 from internal.services.sessions import SessionService
 from internal.services.tenants import TenantService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TITLE)]
 Email = Annotated[str, msgspec.Meta(min_length=3, max_length=320)]
-Password = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Password = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LENGTH)]
+NewPassword = Annotated[str, msgspec.Meta(min_length=MIN_LENGTH, max_length=MAX_LENGTH)]
 RefreshToken = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 # msgspec reads a time without a zone too; a key must not live hours longer than was meant.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -33,7 +36,7 @@ class TenantIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name
     owner_email: Email
-    owner_password: Password | None = None
+    owner_password: NewPassword | None = None
 
 
 class OwnerOut(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -135,7 +138,7 @@ class MemberIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A new member, whose password serves for this tenant."""
 
     email: Email
-    password: Password
+    password: NewPassword
     role: Role = Role.MEMBER
 
 
@@ -143,7 +146,7 @@ class MemberChangesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to change; a new password ends the member's sign-ins."""
 
     role: Role | None = None
-    password: Password | None = None
+    password: NewPassword | None = None
 
 
 @post("/api/v1/tenants", opt=access(Open.PLATFORM))

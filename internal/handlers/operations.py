@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from litestar import HttpMethod, MediaType, Response, get, route
+from litestar import HttpMethod, MediaType, Response, route
 from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -14,7 +14,7 @@ from internal.services.health import HealthService, Readiness
 from internal.services.installation import InstallationService
 
 PROBED = (HttpMethod.GET, HttpMethod.HEAD)
-"""Monitors and load balancers ask by HEAD too."""
+"""Monitors, load balancers and browsers ask by HEAD too."""
 
 
 class Liveness(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ async def readyz(health: NamedDependency[HealthService]) -> Response[Readiness]:
     return Response(found, status_code=503 if found.status == "unready" else 200)
 
 
-@get("/metrics", opt=access(Open.ANYONE), media_type=CONTENT_TYPE_LATEST)
+@route("/metrics", http_method=PROBED, opt=access(Open.ANYONE), media_type=CONTENT_TYPE_LATEST)
 async def metrics(
     registry: NamedDependency[CollectorRegistry], installation: NamedDependency[InstallationService]
 ) -> Response[bytes]:
@@ -64,13 +64,13 @@ async def metrics(
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-@get("/openapi.json", opt=access(Open.ANYONE), include_in_schema=False)
+@route("/openapi.json", http_method=PROBED, opt=access(Open.ANYONE), include_in_schema=False)
 async def openapi(description: NamedDependency[Description]) -> Response[dict[str, Any]]:
     """This API, described for machines."""
     return Response(description.document, media_type=MediaType.JSON)
 
 
-@get("/docs", opt=access(Open.ANYONE), include_in_schema=False, media_type=MediaType.HTML)
+@route("/docs", http_method=PROBED, opt=access(Open.ANYONE), include_in_schema=False, media_type=MediaType.HTML)
 async def docs(description: NamedDependency[Description]) -> Response[str]:
     """This API, described for people."""
     return Response(

@@ -26,6 +26,7 @@ STATUS: Mapping[Code, int] = {
     Code.REQUEST_TOO_SLOW: 408,
     Code.REQUEST_UNSUPPORTED_MEDIA_TYPE: 415,
     Code.REQUEST_CONFLICT: 409,
+    Code.REQUEST_RANGE_NOT_SATISFIABLE: 416,
     Code.RATE_LIMITED: 429,
     Code.EVENTS_TOO_MANY_READERS: 429,
     Code.EVENTS_TOO_SLOW: 408,
@@ -101,10 +102,13 @@ DEFAULT_RETRY_SECONDS = 5.0
 GONE = "client disconnected prematurely"  # what Litestar says of a reader that left
 
 
-def to_problem(error: Exception) -> ProblemDetailsException:
-    """Any exception as an answer. What isn't expected is logged with its stack and answered without a word of it."""
+def to_problem(error: Exception, headers: Mapping[str, str] | None = None) -> ProblemDetailsException:
+    """Any exception as an answer, which carries `headers` where it is a caller's fault.
+
+    What isn't expected is logged with its stack and answered without a word of it.
+    """
     if isinstance(error, AppError) and STATUS[error.code] < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _problem(error)
+        return _problem(error, headers)
     if isinstance(error, AppError) and STATUS[error.code] != HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.get("http").warning("a dependency failed", code=error.code.value, cause=repr(error.__cause__))
         return _problem(error)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, get, post, put
+from litestar import HttpMethod, Request, Response, get, post, put, route
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
@@ -79,8 +79,9 @@ async def list_document_versions(
     return Page([_version_out(item) for item in await versions.list(ctx, document_id_of(document_id))], None)
 
 
-@get(
+@route(
     "/api/v1/documents/{document_id:str}/versions/{number:str}/content",
+    http_method=(HttpMethod.GET, HttpMethod.HEAD),
     opt=access(Role.VIEWER),
     media_type="application/octet-stream",
 )
@@ -96,8 +97,8 @@ async def get_document_version_content(
     found = await versions.get(ctx, document_id_of(document_id), _number(number))
     await documents.require(ctx, found.blob_key)
     return download(
+        request,
         found,
-        request.headers.get("range"),
         lambda start, end: documents.read(ctx, found.blob_key, start=start, end=end),
     )
 

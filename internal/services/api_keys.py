@@ -10,12 +10,12 @@ import msgspec
 from internal.entities.identity import ApiKey
 from internal.repositories.store import Store
 from internal.services.authentication import KEY_PREFIX, Authenticator, digest_of
+from internal.services.names import MAX_TITLE, check_name
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
 SECRET_BYTES = 32
 SHOWN = len(KEY_PREFIX) + 6
-MAX_NAME = 200
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -45,14 +45,13 @@ class ApiKeyService:
             raise AppError(
                 Code.AUTH_FORBIDDEN, f"A key can't do more than its maker: choose {ctx.role.value} or a weaker role."
             )
-        if not 1 <= len(name.strip()) <= MAX_NAME:
-            raise AppError(Code.REQUEST_INVALID, f"A key's name has 1 to {MAX_NAME} characters.")
+        called = check_name(name, "key's name", longest=MAX_TITLE)
         if expires_at is not None and expires_at <= datetime.now(UTC):
             raise AppError(Code.REQUEST_INVALID, "expires_at lies in the past; choose a later time.")
         key = new_key()
         async with self._store.tenant(ctx) as tx:
             key_id = await tx.identity.add_key(
-                name=name.strip(), role=role, digest=key.digest, prefix=key.prefix, expires_at=expires_at
+                name=called, role=role, digest=key.digest, prefix=key.prefix, expires_at=expires_at
             )
             return await tx.identity.get_key(key_id), key.secret
 

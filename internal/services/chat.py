@@ -31,6 +31,7 @@ from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
 from internal.services.citations import AnswerText
 from internal.services.evidence import language
+from internal.services.names import MAX_TITLE, check_name
 from internal.services.prompts import NOT_FOUND, UNCITED, build, standalone
 from internal.services.quotes import Quoter
 from pkg import logger
@@ -40,7 +41,6 @@ from pkg.ctxutil import Context
 PASSAGES = 8
 HISTORY = 12
 LONGEST_QUESTION = 10_000
-LONGEST_TITLE = 200
 LONGEST_COMMENT = 4000
 GIVEN_TITLE = 80
 MOST_DOCUMENTS = 200
@@ -79,10 +79,10 @@ class ChatService:
 
     async def add(self, ctx: Context, *, title: str = "", document_ids: list[UUID] | None = None) -> Conversation:
         """Starts a conversation, over some documents or over all. Raises DOCUMENT_NOT_FOUND."""
-        _check_text("title", title, longest=LONGEST_TITLE)
+        called = _check_title(title)
         async with self._store.tenant(ctx) as tx:
             await _check_documents(tx, document_ids or [])
-            return await tx.conversations.add(title.strip(), document_ids or [])
+            return await tx.conversations.add(called, document_ids or [])
 
     async def get(self, ctx: Context, conversation_id: UUID) -> Conversation:
         """Raises CONVERSATION_NOT_FOUND."""
@@ -93,12 +93,11 @@ class ChatService:
         """Raises CONVERSATION_NOT_FOUND or DOCUMENT_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
             known = await tx.conversations.get(conversation_id)
-            title = known.title if changes.title is msgspec.UNSET else changes.title
+            title = known.title if changes.title is msgspec.UNSET else _check_title(changes.title)
             document_ids = known.document_ids if changes.document_ids is msgspec.UNSET else changes.document_ids
-            _check_text("title", title, longest=LONGEST_TITLE)
             if changes.document_ids is not msgspec.UNSET:
                 await _check_documents(tx, document_ids)
-            return await tx.conversations.update(conversation_id, title=title.strip(), document_ids=document_ids)
+            return await tx.conversations.update(conversation_id, title=title, document_ids=document_ids)
 
     async def remove(self, ctx: Context, conversation_id: UUID) -> None:
         """Removes it with all that was said in it. Raises CONVERSATION_NOT_FOUND."""
@@ -381,6 +380,10 @@ async def _check_documents(tx: Tx, document_ids: "list[UUID]") -> None:
         raise _invalid("document_ids", f"at most {MOST_DOCUMENTS} documents")
     if document_ids and set(document_ids) - await tx.documents.visible(document_ids):
         raise AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")
+
+
+def _check_title(title: str) -> str:
+    return check_name(title, "title", shortest=0, longest=MAX_TITLE)
 
 
 def _check_text(field: str, text: str, *, longest: int, shortest: int = 0) -> None:

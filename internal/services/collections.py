@@ -4,7 +4,7 @@ from uuid import UUID
 
 from internal.entities.documents import Collection
 from internal.repositories.store import Store
-from internal.services.names import check_collection_name
+from internal.services.names import check_name
 from pkg.ctxutil import Context
 
 
@@ -17,7 +17,7 @@ class CollectionService:
     async def add(self, ctx: Context, name: str) -> Collection:
         """Raises COLLECTION_EXISTS."""
         async with self._store.tenant(ctx) as tx:
-            return await tx.collections.add(check_collection_name(name))
+            return await tx.collections.add(check_name(name, "collection name"))
 
     async def get(self, ctx: Context, collection_id: UUID) -> Collection:
         """Raises COLLECTION_NOT_FOUND."""
@@ -27,7 +27,7 @@ class CollectionService:
     async def rename(self, ctx: Context, collection_id: UUID, name: str) -> Collection:
         """Raises COLLECTION_NOT_FOUND or COLLECTION_EXISTS."""
         async with self._store.tenant(ctx) as tx:
-            await tx.collections.rename(collection_id, check_collection_name(name))
+            await tx.collections.rename(collection_id, check_name(name, "collection name"))
             return await tx.collections.get(collection_id)
 
     async def remove(self, ctx: Context, collection_id: UUID) -> None:

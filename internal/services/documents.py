@@ -25,7 +25,7 @@ from internal.parsers.detect import detect
 from internal.providers.antivirus import Antivirus
 from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
-from internal.services.names import check_collection_name, check_filename, check_tags
+from internal.services.names import check_filename, check_name, check_tags
 from internal.services.purge import purging
 from internal.services.spool import Spooled, room_left, spooled
 from internal.services.sweep import file_missing
@@ -358,13 +358,13 @@ def checked(request: UploadRequest) -> UploadRequest:
         request,
         filename=check_filename(request.filename),
         tags=check_tags(request.tags),
-        collection=check_collection_name(request.collection) if request.collection else None,
+        collection=check_name(request.collection, "collection name") if request.collection else None,
     )
 
 
 async def _collection_of(tx: Tx, document: Document, changes: DocumentChanges) -> UUID | None:
     if changes.collection is msgspec.UNSET:
         return document.collection_id
-    return (
-        None if changes.collection is None else await tx.collections.ensure(check_collection_name(changes.collection))
-    )
+    if changes.collection is None:
+        return None
+    return await tx.collections.ensure(check_name(changes.collection, "collection name"))

@@ -1,4 +1,4 @@
-"""What may stand in names that people give: files, tags, collections."""
+"""What may stand in names that people give: files, tags, collections, keys, conversations, tenants."""
 
 import unicodedata
 
@@ -7,6 +7,9 @@ from pkg.apperr import AppError, Code
 MAX_FILENAME = 255
 MAX_TAGS = 50
 MAX_NAME = 100
+"""Of tags and collections."""
+MAX_TITLE = 200
+"""Of keys, conversations and tenants."""
 # Right-to-left overrides and zero-width marks make a name look like another one (invoice_fdp.exe).
 DECEIVING = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
 
@@ -37,19 +40,15 @@ def check_tags(tags: list[str]) -> list[str]:
     """Trimmed, without repeats, in the order given. Raises REQUEST_INVALID."""
     if len(tags) > MAX_TAGS:
         raise AppError(Code.REQUEST_INVALID, f"A document has at most {MAX_TAGS} tags.")
-    return list(dict.fromkeys(_name(tag, "tag") for tag in tags))
+    return list(dict.fromkeys(check_name(tag, "tag") for tag in tags))
 
 
-def check_collection_name(name: str) -> str:
-    """Trimmed. Raises REQUEST_INVALID."""
-    return _name(name, "collection name")
-
-
-def _name(text: str, what: str) -> str:
+def check_name(text: str, what: str, *, shortest: int = 1, longest: int = MAX_NAME) -> str:
+    """Trimmed. Raises REQUEST_INVALID, which calls the name `what`."""
     _refuse_control(text, Code.REQUEST_INVALID, what)
     trimmed = text.strip()
-    if not trimmed or len(trimmed) > MAX_NAME:
-        raise AppError(Code.REQUEST_INVALID, f"A {what} has 1 to {MAX_NAME} characters.")
+    if not shortest <= len(trimmed) <= longest:
+        raise AppError(Code.REQUEST_INVALID, f"A {what} has {shortest} to {longest} characters.")
     return trimmed
 
 

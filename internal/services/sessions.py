@@ -46,10 +46,11 @@ class SessionService:
 
     async def sign_in(self, visitor: Visitor, email: str, password: str, tenant_id: UUID | None) -> TokenPair:
         """Raises AUTH_BAD_CREDENTIALS, AUTH_TENANT_REQUIRED (after a right password only), RATE_LIMITED."""
-        bucket = visitor_key("sign-in", visitor.address, email.lower())
+        address = email.strip().lower()  # as it was kept
+        bucket = visitor_key("sign-in", visitor.address, address)
         await self._failures.take(bucket)
         async with self._store.directory() as directory:
-            candidates = await directory.find_sign_ins(email)
+            candidates = await directory.find_sign_ins(address)
         if tenant_id is not None:
             candidates = [item for item in candidates if item.tenant_id == tenant_id]
         matching = await self._matching(candidates, password)

@@ -7,12 +7,12 @@ from uuid import UUID
 from internal.entities.identity import Member, NewTenant, Tenant, Visitor
 from internal.repositories.store import Store
 from internal.services.api_keys import new_key
+from internal.services.names import MAX_TITLE, check_name
 from internal.services.passwords import Passwords, check_password, new_password
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
-MAX_NAME = 200
 MAX_EMAIL = 320
 EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
 
@@ -38,9 +38,10 @@ class TenantService:
         check_password(password)
         key = new_key()
         email = check_email(owner_email)
+        called = check_name(name, "tenant name", longest=MAX_TITLE)
         async with self._store.directory() as directory:
             tenant_id, owner_id = await directory.add_tenant(
-                check_tenant_name(name),
+                called,
                 email=email,
                 password_hash=await self._passwords.hash(password),
                 digest=key.digest,
@@ -49,7 +50,7 @@ class TenantService:
         self._log.info("tenant made", tenant=str(tenant_id), address=visitor.address)
         return NewTenant(
             id=tenant_id,
-            name=check_tenant_name(name),
+            name=called,
             api_key=key.secret,
             owner_id=owner_id,
             owner_email=email,
@@ -79,12 +80,4 @@ def check_email(email: str) -> str:
     trimmed = email.strip().lower()
     if len(trimmed) > MAX_EMAIL or not EMAIL.fullmatch(trimmed):
         raise AppError(Code.REQUEST_INVALID, "This is not an e-mail address.")
-    return trimmed
-
-
-def check_tenant_name(name: str) -> str:
-    """Trimmed. Raises REQUEST_INVALID."""
-    trimmed = name.strip()
-    if not 1 <= len(trimmed) <= MAX_NAME or any(ord(char) < ord(" ") for char in trimmed):
-        raise AppError(Code.REQUEST_INVALID, f"A name has 1 to {MAX_NAME} characters, none of them control characters.")
     return trimmed

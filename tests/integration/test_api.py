@@ -266,6 +266,10 @@ async def test_the_description_is_public(api: Running) -> None:
         assert document["openapi"].startswith("3.1")
         assert document["components"]["schemas"]["SearchIn"]["additionalProperties"] is False
         assert "content" not in document["paths"]["/api/v1/uploads"]["options"]["responses"]["204"]
+        for path in ("/openapi.json", "/docs", "/metrics"):
+            told = await client.head(path)
+            assert (told.status_code, told.content) == (200, b"")
+            assert int(told.headers["content-length"]) > 0
         page = await client.get("/docs")
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]

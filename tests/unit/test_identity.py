@@ -15,8 +15,9 @@ from internal.entities.ids import new_id
 from internal.services.access_tokens import AccessTokens
 from internal.services.api_keys import new_key
 from internal.services.authentication import digest_of
+from internal.services.names import MAX_TITLE, check_name
 from internal.services.passwords import Passwords, check_password, new_password
-from internal.services.tenants import check_email, check_tenant_name
+from internal.services.tenants import check_email
 from pkg import config
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.ctxutil import Context, Role
@@ -107,11 +108,12 @@ def test_addresses() -> None:
             check_email(bad)
 
 
-def test_tenant_names() -> None:
-    assert check_tenant_name("  Löwe & 公司 ") == "Löwe & 公司"
-    for bad in ("", "   ", "a\nb", "x" * 201):
-        with pytest.raises(AppError):
-            check_tenant_name(bad)
+def test_names() -> None:
+    assert check_name("  Löwe & 公司 ", "tenant name", longest=MAX_TITLE) == "Löwe & 公司"
+    assert check_name(" ", "title", shortest=0) == ""
+    for bad in ("", "   ", "a\nb", "a\x1b[2Jb", "name\t", "x" * 201):
+        with pytest.raises(AppError, match=r"A tenant name has|The tenant name holds"):
+            check_name(bad, "tenant name", longest=MAX_TITLE)
 
 
 def test_trace_parents() -> None:
