@@ -24,7 +24,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileUploaded(Event, frozen=True, kw_only=True):
-    """A user stored a file, and the task that reads it waits."""
+    """A user stored a file, or went back to an earlier one, and the task that reads it waits."""
 
     kind: ClassVar[str] = "file.uploaded"
 
@@ -67,6 +67,16 @@ class TaskFinished(Event, frozen=True, kw_only=True):
     document_id: UUID | None = None
     content_id: UUID | None = None
     error_code: str | None = None
+
+
+class TaskRequeued(Event, frozen=True, kw_only=True):
+    """A task that had ended waits again, since somebody asked for it. Bulk retries write this shape in SQL."""
+
+    kind: ClassVar[str] = "task.requeued"
+
+    task_id: UUID
+    task_kind: str
+    document_id: UUID | None = None
 
 
 class BatchFinished(Event, frozen=True, kw_only=True):

@@ -12,12 +12,19 @@ from litestar.params import JSONBody, QueryParameter
 from internal.entities.tasks import Queue, TaskFilter, TaskStatus
 from internal.handlers.auth import access
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page
-from internal.handlers.tasks import Ids, Name, TaskOut, TaskWithAttempts, attempt_out, read_task_id, task_out
+from internal.handlers.requests import Moment, zoned
+from internal.handlers.tasks import (
+    LONGEST_NAME,
+    Ids,
+    Name,
+    TaskOut,
+    TaskWithAttempts,
+    attempt_out,
+    read_task_id,
+    task_out,
+)
 from internal.services.tasks import TaskService
 from pkg.ctxutil import Context, Role
-
-MAX_NAME = 100
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class PayloadOut(msgspec.Struct, frozen=True):
@@ -73,8 +80,8 @@ async def list_dead_letters(
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
     queue: Annotated[Queue | None, QueryParameter()] = None,
-    kind: Annotated[str | None, QueryParameter(max_length=MAX_NAME)] = None,
-    error_code: Annotated[str | None, QueryParameter(max_length=MAX_NAME)] = None,
+    kind: Annotated[str | None, QueryParameter(max_length=LONGEST_NAME)] = None,
+    error_code: Annotated[str | None, QueryParameter(max_length=LONGEST_NAME)] = None,
     document_id: Annotated[UUID | None, QueryParameter()] = None,
     after: Annotated[datetime | None, QueryParameter(description="They died then or later.")] = None,
     before: Annotated[datetime | None, QueryParameter(description="They died before that.")] = None,
@@ -86,8 +93,8 @@ async def list_dead_letters(
         kind=kind,
         error_code=error_code,
         document_ids=None if document_id is None else [document_id],
-        ended_after=after,
-        ended_before=before,
+        ended_after=zoned(after, "after"),
+        ended_before=zoned(before, "before"),
     )
     found, following = await tasks.list(ctx, narrow, limit=limit, cursor=cursor)
     return Page([task_out(item) for item in found], following)

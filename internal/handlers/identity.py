@@ -13,6 +13,7 @@ from internal.entities.identity import ApiKey, Member, TokenPair
 from internal.handlers.auth import Open, access, bearer, visitor_of
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, page_of, read_cursor, read_id
 from internal.handlers.replays import SECRET_ANSWER
+from internal.handlers.requests import Moment
 from internal.services.api_keys import ApiKeyService
 from internal.services.members import MemberService
 from internal.services.names import MAX_TITLE
@@ -27,8 +28,6 @@ Email = Annotated[str, msgspec.Meta(min_length=3, max_length=320)]
 Password = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LENGTH)]
 NewPassword = Annotated[str, msgspec.Meta(min_length=MIN_LENGTH, max_length=MAX_LENGTH)]
 RefreshToken = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
-# msgspec reads a time without a zone too; a key must not live hours longer than was meant.
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class TenantIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

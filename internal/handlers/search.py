@@ -1,6 +1,5 @@
 """/api/v1/search"""
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from internal.entities.parsed import Location
 from internal.entities.search import Filters, SearchHit, SearchMode, SearchRequest
 from internal.handlers.auth import access
 from internal.handlers.documents import SourceType
+from internal.handlers.requests import Moment
 from internal.services.search import SearchService
 from pkg.ctxutil import Context, Role
 
@@ -21,7 +21,6 @@ MAX_HITS = 100
 MAX_NAMED = 1000
 
 Text = Annotated[str, msgspec.Meta(max_length=200)]
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Ids = Annotated[list[UUID], msgspec.Meta(max_length=MAX_NAMED)]
 Names = Annotated[list[Text], msgspec.Meta(max_length=100)]
 

@@ -18,7 +18,8 @@ from internal.services.tasks import TaskService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+LONGEST_NAME = 100
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_NAME)]
 Ids = Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=1000)]
 
 

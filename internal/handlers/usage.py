@@ -13,13 +13,13 @@ from litestar.params import QueryParameter
 from internal.entities.usage import Grouping, UsageSum
 from internal.handlers.auth import access
 from internal.handlers.money import Usd, usd
+from internal.handlers.requests import Moment
 from internal.services.usage import UsageService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
 DAY = len("2026-01-31")
 LONGEST = 40
-Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class UsageTotalOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +98,7 @@ def _moment(field: str, text: str | None, of_day: time) -> datetime | None:
     try:
         if len(text) == DAY:
             return datetime.combine(date.fromisoformat(text), of_day, UTC)
-        return msgspec.convert(text, Time).astimezone(UTC)
+        return msgspec.convert(text, Moment).astimezone(UTC)
     except (ValueError, msgspec.ValidationError):
         message = "must be a day, such as 2026-01-31, or a time with its zone, such as 2026-01-31T08:00:00Z"
         raise AppError(

@@ -23,10 +23,15 @@ TOLD = (
     " 'content_id', d.content_id, 'error_code', d.error_code) from done d where d.status <> 'running')"
     " select count(*) from done, pg_notify('dreamhub_outbox', '')"
 )
+# The shape of TaskRequeued.
 RETRY = (
-    CHOSEN + LOCKED + " done as (update tasks t" + ANEW + TOUCHED + " returning t.id)"  # noqa: S608 - constants
-    " select count(*) from done, pg_notify('dreamhub_tasks', '')"
-)
+    CHOSEN + LOCKED + " done as (update tasks t" + ANEW + TOUCHED  # noqa: S608 - constants
+    + " returning t.id, t.kind, t.document_id, gen_random_uuid() as event_id),"
+    " event as (insert into outbox (tenant_id, id, kind, payload)"
+    " select $1, d.event_id, 'task.requeued', jsonb_build_object("
+    "'version', 1, 'task_id', d.id, 'task_kind', d.kind, 'document_id', d.document_id) from done d)"
+    " select count(*) from done, pg_notify('dreamhub_tasks', '') as tasks, pg_notify('dreamhub_outbox', '') as events"
+)  # fmt: skip
 CANCEL = (
     CHOSEN + " and t.kind not in ('purge_content', 'purge_uploads', 'purge_batches')"  # noqa: S608 - constants
     " and ($12 or t.user_id = $2) and (t.status = 'queued' or t.cancel_requested_at is null)" + LOCKED

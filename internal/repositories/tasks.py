@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from internal.entities.events import TaskFinished
+from internal.entities.events import TaskFinished, TaskRequeued
 from internal.entities.ids import new_id
 from internal.entities.tasks import (
     REMOVALS,
@@ -114,6 +114,8 @@ class TaskRepository:
         status, _kind = await self._lock(task_id)
         check_transition(status, TaskStatus.QUEUED)
         await self._requeue(task_id)
+        again = TaskRequeued(task_id=task_id, task_kind=task.kind, document_id=task.document_id)
+        await OutboxRepository(self._conn, self._ctx).add(again)
         return await self.get(task_id)
 
     async def cancel(self, task_id: UUID) -> Task:

@@ -16,6 +16,7 @@ from internal.entities.events import (
     StoredEvent,
     TaskFinished,
     TaskProgress,
+    TaskRequeued,
 )
 from internal.entities.tasks import TaskKind, TaskStatus
 
@@ -63,12 +64,12 @@ def _batch_finished(event: StoredEvent) -> tuple[str, dict[str, Any]]:
     return "batch.finished", data | {name: payload[name] for name in OUTCOMES}
 
 
-def _uploaded(event: StoredEvent) -> tuple[str, dict[str, Any]]:
+def _queued(event: StoredEvent) -> tuple[str, dict[str, Any]]:
     data = {
         "task_id": event.payload["task_id"],
-        "kind": TaskKind.INGEST_CONTENT,
+        "kind": event.payload.get("task_kind", TaskKind.INGEST_CONTENT),  # an upload's is always this one
         "status": TaskStatus.QUEUED,
-        "document_id": event.payload["document_id"],
+        "document_id": event.payload.get("document_id"),
     }
     return "task.queued", data
 
@@ -111,7 +112,8 @@ def _telling(*pairs: tuple[type[Event], Callable[[StoredEvent], tuple[str, dict[
 
 
 TELLING = _telling(
-    (FileUploaded, _uploaded),
+    (FileUploaded, _queued),
+    (TaskRequeued, _queued),
     (TaskFinished, _finished),
     (DocumentReady, _ready),
     (DocumentDeleted, _deleted),

@@ -430,6 +430,7 @@ async def test_dead_letters_are_discarded_by_admins(api: Running, client: httpx.
     assert (narrowed.status_code, narrowed.json()) == (202, {"redriven": 0, "more": False})
     naive = await client.post("/api/v1/dead-letters/redrive", json={"before": "2026-01-01T00:00:00"})
     is_problem(naive, 400, "request.invalid")
+    is_problem(await client.get("/api/v1/dead-letters?after=2020-01-01T00:00:00"), 400, "request.invalid")
     found = await client.get(
         "/api/v1/dead-letters?queue=batch&kind=ingest_content&error_code=x&after=2020-01-01T00:00:00Z"
         "&before=2090-01-01T00:00:00Z"

@@ -92,6 +92,25 @@ async def test_an_upload_is_told_and_a_deletion(api: Running, ledger: Ledger) ->
     assert seen[2]["data"] == {"document_id": sent["document_id"], "task_id": gone["id"]}
 
 
+@pytest.mark.parametrize("path", ["tasks/{id}/retry", "tasks/retry"])
+async def test_a_task_that_is_tried_anew_is_told_to_wait_again(api: Running, ledger: Ledger, path: str) -> None:
+    people = await People.of(api, "anew")
+    sent = await people.upload("anew")
+    async with following(api.url, people.key) as socket, api.client(people.key) as client:
+        await client.post(f"/api/v1/tasks/{sent['task_id']}/cancel")
+        order = {} if "{id}" in path else {"json": {"ids": [sent["task_id"]], "status": "cancelled"}}
+        answer = await client.post(f"/api/v1/{path.format(id=sent['task_id'])}", **order)
+        assert answer.status_code == 202, answer.text
+        seen = await socket.take(3 if socket.first["id"] == 0 else 2)
+    assert [item["type"] for item in seen][-2:] == ["task.cancelled", "task.queued"]
+    assert seen[-1]["data"] == {
+        "task_id": sent["task_id"],
+        "kind": "ingest_content",
+        "status": "queued",
+        "document_id": sent["document_id"],
+    }
+
+
 async def test_a_failure_tells_its_code_and_message(api: Running, ledger: Ledger) -> None:
     people = await People.of(api, "failure")
 
