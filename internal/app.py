@@ -12,21 +12,22 @@ from typing import Any
 import msgspec
 import uvloop
 
+from internal.checks import health_of_relay, health_of_server
 from internal.entities.search import Space
 from internal.entities.tasks import Queue, TaskPolicy
 from internal.handlers.routes import Api, create_api, openapi_document
 from internal.handlers.server import Server, inherited
 from internal.parsers.sandbox import Sandbox
-from internal.providers.antivirus import Antivirus, open_antivirus
-from internal.providers.blobs import BlobStore, open_blobs
+from internal.providers.antivirus import open_antivirus
+from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
-from internal.providers.local_models import model_client
 from internal.providers.ocr import LocalOcr
 from internal.repositories import migrate as migrations
 from internal.repositories import probe
 from internal.repositories.broadcasts import Listener, Megaphone
-from internal.repositories.cache import Cache, open_cache
+from internal.repositories.cache import open_cache
+from internal.repositories.processings import processings
 from internal.repositories.store import Store, open_store
 from internal.repositories.wakeup import NewsLine
 from internal.repositories.workers import open_workers
@@ -44,21 +45,23 @@ from internal.services.events import EventService, ReaderLimits
 from internal.services.expansion import ExpansionService
 from internal.services.extractive import ExtractiveModel
 from internal.services.forecasts import ForecastService
-from internal.services.health import Check, HealthService
 from internal.services.idempotency import IdempotencyService
 from internal.services.ingest import IngestService
 from internal.services.installation import InstallationService
 from internal.services.members import MemberService
 from internal.services.passwords import Passwords
+from internal.services.processing import ProcessingService
 from internal.services.purge import PurgeService
 from internal.services.quotes import Quoter
 from internal.services.rate_limits import Limit, RateLimiter
 from internal.services.search import SearchService
 from internal.services.sessions import FAILURES, SessionService
+from internal.services.shadow import ShadowService
 from internal.services.sweep import SweepService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
 from internal.services.terms import TermAnalyser
+from internal.services.trials import TrialService
 from internal.services.uploads import UploadService
 from internal.services.usage import UsageService
 from internal.services.versions import VersionService
@@ -68,7 +71,7 @@ from internal.worker.relay import Relay
 from internal.worker.runner import Worker
 from internal.worker.watch import Watch
 from pkg import failpoints, logger, telemetry, watchdog
-from pkg.apperr import AppError, Code, SettingsError
+from pkg.apperr import AppError, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
 from pkg.required import login, missing, require
 from pkg.version import version
@@ -114,13 +117,21 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         passwords = Passwords()
         searches = SearchService(store, embedder, TermAnalyser())
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
+        schema = [item.name for item in migrations.read_all()]
         documents = DocumentService(store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb)
         versions = VersionService(store, documents, keep=settings.limits.versions)
         api = Api(
             authenticator=authenticator,
             limiter=RateLimiter(cache, Limit(settings.limits.rate_per_minute, 60)),
             idempotency=IdempotencyService(store),
-            health=_open_health(stack, settings, store, cache, blobs, antivirus),
+            health=health_of_server(
+                stack,
+                settings,
+                postgres=store.ping,
+                migrations=lambda: store.check_schema(schema),
+                redis=cache.ping,
+                objects=blobs.check,
+            ),
             tenants=TenantService(store, passwords, platform_token=settings.auth.platform_token.get_secret_value()),
             sessions=SessionService(
                 store,
@@ -187,6 +198,12 @@ def migrate(settings: Settings) -> None:
     _run(_migrate(*login(settings, "DB__OWNER_DSN"), space_of(settings), settings.tasks.max_retries))
 
 
+def trials(settings: Settings) -> TrialService:
+    """The operator's orders about versions of the processing. Raises SettingsError without the owner's login."""
+    _name, dsn = login(settings, "DB__OWNER_DSN")
+    return TrialService(lambda: processings(dsn), max_retries=settings.tasks.max_retries)
+
+
 def openapi() -> dict[str, Any]:
     """The API's description, for clients that are generated from it; needs no setting and no server."""
     return openapi_document(version())
@@ -237,6 +254,7 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         documents = DocumentService(store, blobs, antivirus, spool=scratch, max_file_mb=settings.limits.max_file_mb)
         expansions = ExpansionService(store, blobs, sandbox, documents, workdir=scratch, limits=settings.limits)
         bulk = BulkService(store)
+        shadow, processing = ShadowService(store, ingest, embedder), ProcessingService(store, embedder.space)
         jobs = product_jobs(
             ingest_content=ingest.ingest_content,
             purge_content=purge.purge_content,
@@ -246,6 +264,10 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
             expand_archive=expansions.expand_archive,
             retry_tasks=bulk.retry_tasks,
             delete_documents=bulk.delete_documents,
+            shadow_content=shadow.shadow_content,
+            switch_processing=processing.switch_processing,
+            reread_contents=processing.reread_contents,
+            purge_generations=processing.purge_generations,
         )
         worker = Worker(store, queue, jobs, settings, queues=queues)
         _on_stop(worker.stop)
@@ -260,7 +282,7 @@ async def _relay(settings: Settings) -> None:
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         process = Relay(store, NewsLine(dsn), queue, settings)
-        health = HealthService(_relay_checks(stack, settings, queue), needed=())
+        health = health_of_relay(stack, settings, redis=queue.ping)
         watch = Watch(store, queue.workers, health, cap=settings.limits.queue_depth)
 
         def stop() -> None:
@@ -269,16 +291,6 @@ async def _relay(settings: Settings) -> None:
 
         _on_stop(stop)
         await asyncio.gather(process.run(), watch.run())
-
-
-def _relay_checks(stack: AsyncExitStack, settings: Settings, queue: TaskQueue) -> dict[str, Check]:
-    """What workers and servers lean on, as far as a relay is told where it is."""
-    checks: dict[str, Check] = {"redis": queue.ping}
-    if settings.models.url and not settings.ai.embedding_model:
-        checks["models"] = _models_check(stack, settings)
-    if settings.scan.clamd != "off":
-        checks["clamd"] = open_antivirus(settings.scan).check
-    return checks
 
 
 async def _open_store(stack: AsyncExitStack, settings: Settings, name: str, dsn: str) -> Store:
@@ -337,35 +349,6 @@ def _open_events(stack: AsyncExitStack, settings: Settings, store: Store, authen
     events.start()
     stack.push_async_callback(events.close)
     return events
-
-
-def _open_health(
-    stack: AsyncExitStack, settings: Settings, store: Store, cache: Cache, blobs: BlobStore, antivirus: Antivirus
-) -> HealthService:
-    names = [item.name for item in migrations.read_all()]
-    checks: dict[str, Check] = {
-        "postgres": store.ping,
-        "migrations": lambda: store.check_schema(names),
-        "redis": cache.ping,
-        "objects": blobs.check,
-    }
-    if not settings.ai.embedding_model:
-        checks["models"] = _models_check(stack, settings)
-    scans = settings.scan.clamd != "off"
-    if scans:
-        checks["clamd"] = antivirus.check
-    return HealthService(checks, needed=("postgres", "migrations"), off=() if scans else ("clamd",))
-
-
-def _models_check(stack: AsyncExitStack, settings: Settings) -> Check:
-    client = model_client(settings.models.url, timeout=PROBE_SECONDS)
-    stack.push_async_callback(client.aclose)
-
-    async def check() -> None:
-        if (await client.get("/readyz")).is_error:
-            raise AppError(Code.MODEL_UNAVAILABLE, "The embedding model is being loaded.")
-
-    return check
 
 
 def _scratch(settings: Settings) -> Path:

@@ -49,6 +49,7 @@ PLACES: Mapping[str, str] = {
     "ingest.after_batch": "A batch of passages is committed; its generation isn't published.",
     "ingest.before_publish": "The transaction that publishes a generation is about to commit.",
     "ingest.after_publish": "The document is found by searches; its task is still running.",
+    "processing.after_switch": "Some of a tenant's contents answer by another version; the others follow.",
     "purge.after_rows": "A content's passages are gone; its object and its row are there.",
     "purge.after_blob": "A content's object is gone; its row is there.",
     "migrate.before_record": "A migration's statements have run; it isn't noted as applied.",

@@ -154,6 +154,12 @@ async def _seed_document(
     await conn.execute(
         "insert into counted_generations (tenant_id, generation_id, chunks) values ($1, $2, 1)", tenant, generation
     )
+    await conn.execute(
+        "insert into shadow_comparisons (tenant_id, content_id, version, against, seconds)"
+        " values ($1, $2, '2', '1', 1)",
+        tenant,
+        content,
+    )
     return document
 
 

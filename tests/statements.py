@@ -19,8 +19,8 @@ OTHER_NAMES = {
     ("store.py", "ctx.tenant_id"): "00000000-0000-0000-0000-000000000000",
     ("store.py", "ctx.user_id"): "00000000-0000-0000-0000-000000000000",
 }
-OWNER_FILES = frozenset({"migrate.py", "spaces.py", "probe.py"})
-"""Files whose statements run before or beside the product: DDL as the owner, and questions to the server."""
+OWNER_FILES = frozenset({"migrate.py", "spaces.py", "probe.py", "processings.py"})
+"""Files whose statements run before or beside the product: DDL and orders as the owner, questions to the server."""
 
 
 SHARED_FILES = frozenset({"task_rows.py"})

@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 tenant = typer.Typer(help="Manage tenants.", no_args_is_help=True)
 app.add_typer(tenant, name="tenant")
+shadow = typer.Typer(help="Try a new version of the processing beside the current one.", no_args_is_help=True)
+app.add_typer(shadow, name="shadow")
 
 SERVICE = "For a deployment"
 PEOPLE = "For people"
@@ -138,6 +140,60 @@ def doctor(
     from dreamhub import doctor as command
 
     _guard(command.list_failpoints if failpoints else lambda: command.run(home=home))
+
+
+@shadow.command("status")
+def shadow_status(home: HomeFolder = None) -> None:
+    """Say which version reads, which is tried, and until when one can go back."""
+    from dreamhub import shadow as command
+
+    _guard(lambda: command.status(home))
+
+
+@shadow.command("start")
+def shadow_start(
+    version: Annotated[str, typer.Argument(help="The version to try.")],
+    share: Annotated[float, typer.Option(help="Of the files that are read from now on; above 0, to 1.")] = 0.05,
+    home: HomeFolder = None,
+) -> None:
+    """Have a share of the files read by another version too, where no search sees it."""
+    from dreamhub import shadow as command
+
+    _guard(lambda: command.start(version, share, home))
+
+
+@shadow.command("report")
+def shadow_report(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False, home: HomeFolder = None
+) -> None:
+    """Compare what both versions read: text, passages, vectors and time."""
+    from dreamhub import shadow as command
+
+    _guard(lambda: command.report(home, as_json=as_json))
+
+
+@shadow.command("stop")
+def shadow_stop(home: HomeFolder = None) -> None:
+    """End a trial and remove what was read for it."""
+    from dreamhub import shadow as command
+
+    _guard(lambda: command.stop(home))
+
+
+@shadow.command("promote")
+def shadow_promote(home: HomeFolder = None) -> None:
+    """Take over the version that is tried; what the old one read is kept for 24 hours."""
+    from dreamhub import shadow as command
+
+    _guard(lambda: command.promote(home))
+
+
+@shadow.command("rollback")
+def shadow_rollback(home: HomeFolder = None) -> None:
+    """Go back to the version before, within 24 hours."""
+    from dreamhub import shadow as command
+
+    _guard(lambda: command.roll_back(home))
 
 
 @tenant.command("create")

@@ -22,8 +22,11 @@ class Running(msgspec.Struct, frozen=True):
     clamd: str = ""
 
 
-def settings_of_running(home: Path | None) -> Settings:
-    """The settings, filled up where they name no servers with those of a running `up`. Raises SettingsError."""
+def settings_of_running(home: Path | None, *, owner: bool = False) -> Settings:
+    """The settings, filled up where they name no servers with those of a running `up`. Raises SettingsError.
+
+    With `owner` also the login that migrates, which few commands need.
+    """
     overrides: dict[str, Any] = {} if home is None else {"DREAMHUB_HOME": str(home)}
     settings = config.load(**overrides)
     folder = config.home_of(settings)
@@ -33,7 +36,10 @@ def settings_of_running(home: Path | None) -> Settings:
     except OSError:
         return settings
     if not settings.db.dsn and up.postgres_dsn:
-        overrides["db"] = {"dsn": _app_dsn(up.postgres_dsn, secrets.database_passwords[migrate.APP])}
+        roles = {"dsn": migrate.APP} | ({"owner_dsn": migrate.OWNER} if owner else {})
+        overrides["db"] = {
+            name: _dsn_of(role, up.postgres_dsn, secrets.database_passwords[role]) for name, role in roles.items()
+        }
     if not settings.redis.url:
         overrides["redis"] = {"url": up.redis_url}
     if not settings.blobs.url:
@@ -45,7 +51,7 @@ def settings_of_running(home: Path | None) -> Settings:
     return config.load(**overrides)
 
 
-def _app_dsn(dsn: str, password: str) -> str:
+def _dsn_of(role: str, dsn: str, password: str) -> str:
     parts = urlsplit(dsn)
     host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{migrate.APP}:{quote(password, safe='')}@{host}").geturl()
+    return parts._replace(netloc=f"{role}:{quote(password, safe='')}@{host}").geturl()

@@ -47,11 +47,16 @@ class TaskKind(StrEnum):
     RETRY_TASKS = "retry_tasks"
     DELETE_DOCUMENTS = "delete_documents"
     PURGE_BATCHES = "purge_batches"
+    SHADOW_CONTENT = "shadow_content"
+    SWITCH_PROCESSING = "switch_processing"
+    REREAD_CONTENTS = "reread_contents"
+    PURGE_GENERATIONS = "purge_generations"
 
 
-INGEST_VERSION = 2
-PURGE_VERSION = 2
-"""What these tasks mean today: a content may be a document's history, or its next version. Workers that don't know of
+INGEST_VERSION = 3
+PURGE_VERSION = 3
+"""What these tasks mean today: a content may be a document's history, or its next version; another version of the
+processing may read, and what an earlier one read may be kept. Workers that don't know of
 that put them back for others; raise it whenever older workers would do a task wrongly."""
 
 REMOVALS = frozenset({TaskKind.PURGE_CONTENT, TaskKind.PURGE_UPLOADS, TaskKind.PURGE_BATCHES})

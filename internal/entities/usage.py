@@ -15,6 +15,7 @@ class Purpose(StrEnum):
 
     CHAT = "chat"
     EMBEDDING = "embedding"
+    REPROCESSING = "reprocessing"
 
 
 class Grouping(StrEnum):

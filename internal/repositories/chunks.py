@@ -77,6 +77,18 @@ class ChunkRepository:
             )
         )
 
+    async def size(self, generation_id: UUID) -> tuple[int, int]:
+        """How many chunks a generation has, and how many tokens they have."""
+        row = sure(
+            await self._conn.fetchrow(
+                "select count(*)::int as chunks, coalesce(sum(tokens), 0)::bigint as tokens from chunks"
+                " where tenant_id = $1 and generation_id = $2",
+                self._ctx.tenant_id,
+                generation_id,
+            )
+        )
+        return row["chunks"], row["tokens"]
+
     async def list(self, generation_id: UUID, *, limit: int, after: int) -> list[Chunk]:
         """Up to `limit` chunks in the order of the text, those whose ordinal is greater than `after`."""
         rows = await self._conn.fetch(

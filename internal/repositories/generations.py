@@ -6,6 +6,7 @@ import asyncpg
 
 from internal.entities.documents import Generation
 from internal.entities.ids import new_id
+from internal.entities.processing import ProcessingState
 from internal.repositories.rows import sure
 from pkg.ctxutil import Context
 
@@ -52,6 +53,12 @@ class GenerationRepository:
             generation_id,
         )
 
+    async def version(self, generation_id: UUID) -> str | None:
+        """Which version of the processing read it; None for one that is gone."""
+        return await self._conn.fetchval(
+            "select version from generations where tenant_id = $1 and id = $2", self._ctx.tenant_id, generation_id
+        )
+
     async def publish(self, generation_id: UUID, chunk_count: int) -> None:
         """Marks the generation as the one that searches see."""
         await self._conn.execute(
@@ -62,12 +69,35 @@ class GenerationRepository:
             chunk_count,
         )
 
+    async def finish(self, generation_id: UUID, chunk_count: int) -> None:
+        """Marks one that is tried as whole; no search sees it."""
+        await self._conn.execute(
+            "update generations set status = 'ready', chunk_count = $3"
+            " where tenant_id = $1 and id = $2 and status = 'building'",
+            self._ctx.tenant_id,
+            generation_id,
+            chunk_count,
+        )
+
     async def retire(self, generation_id: UUID) -> None:
         """Marks the generation as replaced; searches no longer see it, and `remove` may take it away."""
         await self._conn.execute(
-            "update generations set status = 'retired' where tenant_id = $1 and id = $2",
+            "update generations set status = 'retired', kept_until = null where tenant_id = $1 and id = $2",
             self._ctx.tenant_id,
             generation_id,
+        )
+
+    async def replace(self, generation_ids: list[UUID], state: ProcessingState) -> None:
+        """As `retire`, but what the previous version read is kept while one may go back to it."""
+        await self._conn.execute(
+            "update generations set"
+            " status = case when version = $3 and $4 > now() then 'kept' else 'retired' end,"
+            " kept_until = case when version = $3 and $4 > now() then $4 end"
+            " where tenant_id = $1 and id = any($2)",
+            self._ctx.tenant_id,
+            generation_ids,
+            state.previous,
+            state.kept_until,
         )
 
     async def remove(self, generation_id: UUID) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from pgvector import SparseVector
 
 from internal.entities.search import TERM_SPACE, ChunkTerms
+from internal.repositories.rows import sure
 from internal.repositories.search import LENGTH_SHARE, SATURATION, USUAL_LENGTH
 from pkg.ctxutil import Context
 
@@ -33,55 +34,56 @@ class LexiconRepository:
 
     async def publish(self, generation_id: UUID) -> None:
         """Counts a generation's terms into the tenant's frequencies, once; part of the publishing transaction."""
-        await self._lock()
-        counted = await self._conn.fetchval(
-            "insert into counted_generations (tenant_id, generation_id, chunks)"
-            " select $1, $2, count(*)::int from chunk_terms where tenant_id = $1 and generation_id = $2"
-            " on conflict do nothing returning chunks",
-            self._ctx.tenant_id,
-            generation_id,
-        )
-        if counted is None:
-            return
-        await self._conn.execute(
-            "insert into term_frequencies as f (tenant_id, term, chunks)"
-            " select $1, t.term, count(*)::int from chunk_terms c cross join unnest(c.terms) as t (term)"
-            " where c.tenant_id = $1 and c.generation_id = $2 group by t.term order by t.term"
-            " on conflict (tenant_id, term) do update set chunks = f.chunks + excluded.chunks",
-            self._ctx.tenant_id,
-            generation_id,
-        )
-        await self._conn.execute(
-            "update tenant_statistics set chunks = chunks + $2, data_version = data_version + 1 where tenant_id = $1",
-            self._ctx.tenant_id,
-            counted,
-        )
+        await self.replace([], [generation_id])
 
     async def retire(self, generation_id: UUID) -> None:
         """Takes a generation out of the counts, once; call it before its chunks are removed."""
+        await self.replace([generation_id], [])
+
+    async def replace(self, olds: list[UUID], news: list[UUID]) -> None:
+        """Takes generations out of the counts and others in, each once, whatever was counted before."""
         await self._lock()
-        counted = await self._conn.fetchval(
-            "delete from counted_generations where tenant_id = $1 and generation_id = $2 returning chunks",
-            self._ctx.tenant_id,
-            generation_id,
+        row = sure(
+            await self._conn.fetchrow(
+                "with outs as (delete from counted_generations where tenant_id = $1 and generation_id = any($2)"
+                " returning generation_id, chunks),"
+                " ins as (insert into counted_generations (tenant_id, generation_id, chunks)"
+                " select $1, n.id, (select count(*)::int from chunk_terms c where c.tenant_id = $1"
+                " and c.generation_id = n.id) from unnest($3::uuid[]) as n (id)"
+                " on conflict do nothing returning generation_id, chunks)"
+                " select array(select generation_id from outs) as outs, array(select generation_id from ins) as ins,"
+                " (select coalesce(sum(chunks), 0) from ins)::bigint"
+                " - (select coalesce(sum(chunks), 0) from outs)::bigint as chunks",
+                self._ctx.tenant_id,
+                olds,
+                news,
+            )
         )
-        if counted is None:
+        if not row["outs"] and not row["ins"]:
             return
         await self._conn.execute(
-            "with gone as (select t.term, count(*)::int as chunks from chunk_terms c"
-            " cross join unnest(c.terms) as t (term) where c.tenant_id = $1 and c.generation_id = $2 group by t.term),"
-            " emptied as (delete from term_frequencies f using gone g"
-            " where f.tenant_id = $1 and f.term = g.term and f.chunks <= g.chunks)"
-            " update term_frequencies f set chunks = f.chunks - g.chunks from gone g"
-            " where f.tenant_id = $1 and f.term = g.term and f.chunks > g.chunks",
+            "with delta as materialized (select t.term, sum(t.step)::int as chunks from ("
+            " select unnest(c.terms) as term, -1 as step from chunk_terms c"
+            " where c.tenant_id = $1 and c.generation_id = any($2) union all"
+            " select unnest(c.terms), 1 from chunk_terms c where c.tenant_id = $1 and c.generation_id = any($3)) t"
+            " group by t.term having sum(t.step) <> 0),"
+            " emptied as (delete from term_frequencies f using delta d"
+            " where f.tenant_id = $1 and f.term = d.term and f.chunks + d.chunks <= 0),"
+            " counted as (insert into term_frequencies as f (tenant_id, term, chunks)"
+            " select $1, d.term, coalesce(k.chunks, 0) + d.chunks from delta d"
+            " left join term_frequencies k on k.tenant_id = $1 and k.term = d.term"
+            " where coalesce(k.chunks, 0) + d.chunks > 0"
+            " on conflict (tenant_id, term) do update set chunks = excluded.chunks returning 1)"
+            " select count(*) from counted",
             self._ctx.tenant_id,
-            generation_id,
+            row["outs"],
+            row["ins"],
         )
         await self._conn.execute(
-            "update tenant_statistics set chunks = greatest(0, chunks - $2), data_version = data_version + 1"
+            "update tenant_statistics set chunks = greatest(0, chunks + $2), data_version = data_version + 1"
             " where tenant_id = $1",
             self._ctx.tenant_id,
-            counted,
+            row["chunks"],
         )
 
     async def touch(self) -> int:

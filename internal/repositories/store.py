@@ -31,6 +31,7 @@ from internal.repositories.migrate import lacking
 from internal.repositories.notices import NoticeRepository
 from internal.repositories.objects import ObjectRepository
 from internal.repositories.outbox import OutboxRepository
+from internal.repositories.processing import ProcessingRepository
 from internal.repositories.room import RoomRepository
 from internal.repositories.search import Found, search
 from internal.repositories.spaces import find_space
@@ -159,6 +160,11 @@ class Tx:
     def uploads(self) -> UploadRepository:
         """Files that come in pieces."""
         return UploadRepository(self._conn, self._ctx)
+
+    @cached_property
+    def processing(self) -> ProcessingRepository:
+        """Which version reads, and what it replaced."""
+        return ProcessingRepository(self._conn, self._ctx)
 
     @cached_property
     def usage(self) -> UsageRepository:

@@ -41,6 +41,13 @@ class TaskRepository:
         """Queues a task of the context's user and wakes the relay at commit. Raises QUEUE_FULL at the tenant's cap."""
         if new.bounded:
             await RoomRepository(self._conn, self._ctx, self._policy).require()
+        return await self.get(await self._insert(new, self._ctx.user_id))
+
+    async def add_hidden(self, new: NewTask) -> None:
+        """Queues the operator's own work. It is in nobody's name, the tenant's id stands there: no user sees it."""
+        await self._insert(new, self._ctx.tenant_id)
+
+    async def _insert(self, new: NewTask, user_id: UUID) -> UUID:
         task_id = new_id()
         await self._conn.execute(
             "with task as (insert into tasks (tenant_id, id, kind, version, queue, priority, user_id, role, request_id,"
@@ -53,7 +60,7 @@ class TaskRepository:
             new.version,
             new.queue.value,
             new.priority,
-            self._ctx.user_id,
+            user_id,
             self._ctx.role.value,
             self._ctx.request_id,
             self._ctx.trace_id,
@@ -63,7 +70,7 @@ class TaskRepository:
             self._policy.max_retries,
             new.size,
         )
-        return await self.get(task_id)
+        return task_id
 
     async def find(self, task_id: UUID) -> Task | None:
         """The task, or None when there is none that the context's user may see."""

@@ -83,6 +83,16 @@ class VectorRepository:
         )
         return {row["text_hash"]: row["embedding"].to_numpy().astype(np.float32) for row in rows}
 
+    async def of_chunks(self, space: Space, chunk_ids: list[UUID]) -> dict[UUID, Vectors]:
+        """The vectors of these passages, each of shape (space.dim,)."""
+        rows = await self._conn.fetch(
+            f"select chunk_id, embedding from {space.table}"  # noqa: S608 - a name made by code
+            " where tenant_id = $1 and chunk_id = any($2)",
+            self._ctx.tenant_id,
+            chunk_ids,
+        )
+        return {row["chunk_id"]: row["embedding"].to_numpy().astype(np.float32) for row in rows}
+
     async def analyze(self, space: Space) -> None:
         """Refreshes the statistics of the tenant's partition if many rows have come since; a few milliseconds.
 

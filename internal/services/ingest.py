@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -20,6 +20,7 @@ from internal.entities.documents import Chunk, Content, Generation
 from internal.entities.events import DocumentReady
 from internal.entities.ocr import OcrPage
 from internal.entities.parsed import Block, Box, Location, Parsed
+from internal.entities.processing import Processing
 from internal.entities.search import ChunkTerms
 from internal.entities.tasks import Lease
 from internal.entities.usage import NewUsage, Purpose
@@ -32,15 +33,13 @@ from internal.repositories.store import Store, Tx
 from internal.services import chunking
 from internal.services.embedder import Embedder
 from internal.services.places import join
+from internal.services.processing import in_nobodys_name, mirrored, processing_of, rereading, shadowing
 from internal.services.purge import purging, remove_retired
 from internal.services.sweep import SweepService, file_missing
 from internal.services.terms import TermAnalyser
 from pkg import failpoints, logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
-
-PROCESSING_VERSION = "1"
-"""Raise it when parsing, cutting or analysis changes: new uploads get a generation of their own."""
 
 SKIPPED = {"skipped": "the document was deleted, or a later version answers already"}
 
@@ -58,6 +57,13 @@ SURE = 0.5
 
 
 FIRST_IDEOGRAPH = 0x2E80
+
+
+class Built(NamedTuple):
+    """What reading has given: how many passages, and what the document's page shows of the file."""
+
+    chunks: int
+    metadata: dict[str, Any]
 
 
 class Passage(msgspec.Struct, frozen=True):
@@ -99,18 +105,33 @@ class IngestService:
             return SKIPPED
         # What an earlier model or version left behind, also where the job that replaced it was cut short.
         await remove_retired(self._store, ctx, lease, content.id)
-        generation, metadata = await self._begin(ctx, lease, content), content.metadata
-        if generation.status != "published":
-            parsed = await self._read(ctx, lease, content)
-            passages = await self._cut(ctx, content, generation, parsed)
-            if not passages and content.source_type != "photo":
-                raise AppError(Code.FILE_NO_TEXT, "No text was found in this file, nor in its pictures.")
-            await self._write(ctx, lease, content, generation, passages)
-            generation = msgspec.structs.replace(generation, chunk_count=len(passages))
-            metadata = _metadata(parsed)
+        processing, generation = await self._begin(ctx, lease, content)
+        metadata = content.metadata
+        if generation.status == "building":
+            purpose = Purpose.REPROCESSING if in_nobodys_name(ctx) else Purpose.EMBEDDING
+            built = await self.read(ctx, lease, content, generation, processing, purpose)
+            generation = msgspec.structs.replace(generation, chunk_count=built.chunks)
+            metadata = built.metadata
         if not await self._publish(ctx, lease, generation, metadata):
             return SKIPPED
         return {"chunks": generation.chunk_count}
+
+    async def read(
+        self,
+        ctx: Context,
+        lease: Lease,
+        content: Content,
+        generation: Generation,
+        processing: Processing,
+        purpose: Purpose,
+    ) -> Built:
+        """Fills a generation that is being built. Raises what the parser, the models and the store raise."""
+        parsed = await self._parse(ctx, lease, content)
+        passages = await self._cut(ctx, content, generation, parsed, processing)
+        if not passages and content.source_type != "photo":
+            raise AppError(Code.FILE_NO_TEXT, "No text was found in this file, nor in its pictures.")
+        await self._write(ctx, lease, content, generation, passages, purpose)
+        return Built(len(passages), _metadata(parsed))
 
     async def _content(self, ctx: Context, lease: Lease) -> Content | None:
         if lease.task.content_id is None:
@@ -126,17 +147,21 @@ class IngestService:
                 return None
             return await tx.contents.find(lease.task.content_id)
 
-    async def _begin(self, ctx: Context, lease: Lease, content: Content) -> Generation:
-        """The generation to fill; of one that is published already only this task's document is to be shown."""
+    async def _begin(self, ctx: Context, lease: Lease, content: Content) -> tuple[Processing, Generation]:
+        """The generation to fill; of one that is published already only this task's document is to be shown.
+
+        Raises MODEL_UNAVAILABLE when the current version is one that this worker doesn't know.
+        """
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
-            generation = await tx.generations.ensure(content.id, PROCESSING_VERSION, self._embedder.space.id)
-            if generation.status != "published":
+            processing = processing_of((await tx.processing.state()).current)
+            generation = await tx.generations.ensure(content.id, processing.version, self._embedder.space.id)
+            if generation.status == "building":
                 await tx.tasks.progress(lease, "reading", 0.02)
         await self._megaphone.task_moved(ctx, lease)
-        return generation
+        return processing, generation
 
-    async def _read(self, ctx: Context, lease: Lease, content: Content) -> Parsed:
+    async def _parse(self, ctx: Context, lease: Lease, content: Content) -> Parsed:
         """Parses the object in a child process and puts in what is recognised on its pictures."""
         with tempfile.TemporaryDirectory(prefix="ingest-", dir=self._workdir) as folder:
             path = Path(folder) / "source"
@@ -159,15 +184,29 @@ class IngestService:
                 recognised.setdefault(image.page, []).extend(recognise(page, number=image.page))
             return parsed.with_pages(recognised)
 
-    async def _cut(self, ctx: Context, content: Content, generation: Generation, parsed: Parsed) -> list[Passage]:
+    async def _cut(
+        self, ctx: Context, content: Content, generation: Generation, parsed: Parsed, processing: Processing
+    ) -> list[Passage]:
         """Passages with their identity: (content hash, version, ordinal, text) as C7 wants."""
         units = chunking.units(parsed)
         counts = await self._embedder.count_tokens(ctx, [unit.text for unit in units]) if units else []
-        pieces = chunking.assemble(units, counts, title=parsed.metadata.get("title"))
+        pieces = chunking.assemble(
+            units,
+            counts,
+            title=parsed.metadata.get("title"),
+            target_tokens=processing.target_tokens,
+            overlap_tokens=processing.overlap_tokens,
+        )
         return [passage_of(content, generation, piece) for piece in pieces]
 
     async def _write(
-        self, ctx: Context, lease: Lease, content: Content, generation: Generation, passages: list[Passage]
+        self,
+        ctx: Context,
+        lease: Lease,
+        content: Content,
+        generation: Generation,
+        passages: list[Passage],
+        purpose: Purpose,
     ) -> None:
         """Embeds and commits what isn't there yet, batch by batch."""
         async with self._store.tenant(ctx) as tx:
@@ -183,7 +222,9 @@ class IngestService:
             async with self._store.tenant(ctx) as tx:
                 await tx.tasks.fence(lease)
                 if usage is not None:
-                    await tx.usage.add(self._charged(lease, usage))
+                    model = self._embedder.space.model
+                    entry = NewUsage(purpose=purpose, model=model, source_id=lease.task.id, usage=usage)
+                    await tx.usage.add(entry)
                 if await tx.generations.status(generation.id) != "building":
                     return  # another task on the same content was faster, or a later version is
                 added = await tx.chunks.add(content.id, generation.id, [passage.chunk for passage in batch])
@@ -199,11 +240,6 @@ class IngestService:
         """Runs in a thread; an analyser belongs to one, and making one costs microseconds."""
         analyser = TermAnalyser()
         return [analyser.passage(ctx.tenant_id, passage.chunk.id, passage.searched) for passage in batch]
-
-    def _charged(self, lease: Lease, usage: Usage) -> NewUsage:
-        return NewUsage(
-            purpose=Purpose.EMBEDDING, model=self._embedder.space.model, source_id=lease.task.id, usage=usage
-        )
 
     async def _vectors(
         self, ctx: Context, lease: Lease, batch: list[Passage], share: float
@@ -234,23 +270,21 @@ class IngestService:
             await tx.lexicon.touch()  # a removal of what was read waits here, or is over
             content = await tx.contents.hold(built.content_id)
             status = await tx.generations.status(built.id)
-            if content is None or status not in ("building", "published"):
+            if content is None or status is None or status == "retired":
                 return False
-            if status == "building":
+            if status != "published":
                 if await tx.versions.is_overtaken(content.id):
                     await tx.generations.retire(built.id)
                     await tx.tasks.add(purging(content.id))
                     return False
-                if content.generation_id is not None:
-                    await tx.lexicon.retire(content.generation_id)
-                    await tx.generations.retire(content.generation_id)
+                if not await _take_over(tx, ctx, lease, content, built):
+                    return False
                 await tx.contents.publish(content.id, built.id, metadata)
-                await tx.lexicon.publish(built.id)
                 await tx.generations.publish(built.id, built.chunk_count)
             await _show(tx, content.id, built)
             await failpoints.hit("ingest.before_publish")
         await failpoints.hit("ingest.after_publish")
-        if status == "building":
+        if status != "published":
             async with self._store.tenant(ctx) as tx:
                 await tx.vectors.analyze(self._embedder.space)
             if content.generation_id is not None:
@@ -261,6 +295,25 @@ class IngestService:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, stage, share)
         await self._megaphone.task_moved(ctx, lease)
+
+
+async def _take_over(tx: Tx, ctx: Context, lease: Lease, content: Content, built: Generation) -> bool:
+    """Puts a reading in an earlier one's place; False where another version has become the current one meanwhile.
+
+    What was read by that for the first time is published nevertheless, and read again.
+    """
+    state = await tx.processing.state()
+    olds = [] if content.generation_id is None else [content.generation_id]
+    if built.version != state.current:
+        if olds:
+            await tx.generations.retire(built.id)
+            return False
+        await tx.tasks.add_hidden(rereading(content.id))
+    elif state.candidate is not None and not in_nobodys_name(ctx) and mirrored(lease.task.id, state.share):
+        await tx.tasks.add_hidden(shadowing(content.id, state.candidate))
+    await tx.lexicon.replace(olds, [built.id])
+    await tx.generations.replace(olds, state)
+    return True
 
 
 async def _show(tx: Tx, content_id: UUID, generation: Generation) -> None:

@@ -128,10 +128,15 @@ async def remove_retired(store: Store, ctx: Context, lease: Lease, content_id: U
         found = await tx.generations.of_content(content_id)
     for generation in found:
         if generation.status == "retired":
-            await _empty(store, ctx, lease, generation.id)
-            async with store.tenant(ctx) as tx:
-                await tx.tasks.fence(lease)
-                await tx.generations.remove(generation.id)
+            await remove_generation(store, ctx, lease, generation.id)
+
+
+async def remove_generation(store: Store, ctx: Context, lease: Lease, generation_id: UUID) -> None:
+    """Removes a retired generation with its passages."""
+    await _empty(store, ctx, lease, generation_id)
+    async with store.tenant(ctx) as tx:
+        await tx.tasks.fence(lease)
+        await tx.generations.remove(generation_id)
 
 
 async def _empty(store: Store, ctx: Context, lease: Lease, generation_id: UUID) -> int:

@@ -9,10 +9,11 @@ from uuid import UUID
 from internal.entities.documents import Visibility
 from internal.entities.events import AlertRaised
 from internal.entities.objects import HeldObject, StoredObject
-from internal.entities.tasks import Lease
+from internal.entities.tasks import Lease, TaskKind
 from internal.providers.blobs import BlobStore
 from internal.repositories.objects import FOLDERS
 from internal.repositories.store import Store
+from internal.services.processing import following
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -47,6 +48,8 @@ class SweepService:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
             await tx.objects.finish_sweep(objects)
+            if await tx.processing.has_expired():
+                await tx.tasks.add_hidden(following(TaskKind.PURGE_GENERATIONS))
         return {"objects": objects, "removed": removed, "missing": missing}
 
     async def report_missing(self, ctx: Context, lease: Lease, content_id: UUID, key: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from internal.repositories import migrate
 from tests.servers import Database, Servers, borrowed_database, running_servers
 
-WITHOUT_TENANT = {"schema_migrations", "embedding_spaces", "users", "tenants", "watch"}
+WITHOUT_TENANT = {"schema_migrations", "embedding_spaces", "users", "tenants", "watch", "processing"}
 PROCESSES = (migrate.APP, migrate.WORKER, migrate.RELAY)
 SECURITY_PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
