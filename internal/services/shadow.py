@@ -59,6 +59,8 @@ class ShadowService:
                 return SKIPPED
             processing = processing_of(version)
             generation = await tx.generations.ensure(content.id, version, self._embedder.space.id)
+            if generation.status not in ("building", "ready", "kept"):
+                return SKIPPED  # of an earlier trial, and on its way out
         began = time.monotonic()
         try:
             if generation.status == "building":

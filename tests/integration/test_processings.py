@@ -164,7 +164,17 @@ async def test_a_trial_is_found_by_nobody_and_reported(shop: Shop) -> None:
     assert [item["kind"] for item in tasks] == ["ingest_content"]
     usage = (await shop.client.get("/api/v1/usage?group_by=purpose")).json()["items"]
     assert {item["key"] for item in usage} == {"embedding", "reprocessing"}
+    # A reading of a trial that was given up is not compared in the next one.
+    await shop.ledger.inspector.execute("delete from shadow_comparisons")
+    await shop.ledger.inspector.execute("update generations set status = 'retired' where status = 'ready'")
+    await shop.ledger.inspector.execute(
+        "insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id, content_id,"
+        " max_retries, payload) select tenant_id, gen_random_uuid(), kind, version, queue, user_id, role, '', '',"
+        " content_id, 5, payload from tasks where kind = 'shadow_content'"
+    )
     async with shop.at_work():
+        await shop.done()
+        assert (await shop.trials.report()).by_media_type == {}
         await shop.trials.stop()
         await shop.done()
     assert await shop.readings() == [("1", "published")]
