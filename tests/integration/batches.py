@@ -11,7 +11,7 @@ from uuid import UUID
 
 import httpx
 
-from internal.entities.tasks import Lease, Queue, TaskPolicy
+from internal.entities.tasks import Lease, Queue, TaskKind, TaskPolicy
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import Antivirus, NoScan
 from internal.providers.blobs import open_blobs
@@ -70,14 +70,16 @@ class Stage:
             bulk, purge = BulkService(store), PurgeService(store, blobs)
             sweep = SweepService(store, blobs, orphan_hours=24)
             jobs = product_jobs(
-                ingest_content=ingest or self.note,
-                purge_content=purge.purge_content,
-                purge_uploads=purge.purge_uploads,
-                sweep_objects=sweep.sweep_objects,
-                purge_batches=purge.purge_batches,
-                expand_archive=expansions.expand_archive,
-                retry_tasks=bulk.retry_tasks,
-                delete_documents=bulk.delete_documents,
+                **dict.fromkeys(TaskKind, ingest or self.note)
+                | {
+                    TaskKind.PURGE_CONTENT: purge.purge_content,
+                    TaskKind.PURGE_UPLOADS: purge.purge_uploads,
+                    TaskKind.SWEEP_OBJECTS: sweep.sweep_objects,
+                    TaskKind.PURGE_BATCHES: purge.purge_batches,
+                    TaskKind.EXPAND_ARCHIVE: expansions.expand_archive,
+                    TaskKind.RETRY_TASKS: bulk.retry_tasks,
+                    TaskKind.DELETE_DOCUMENTS: bulk.delete_documents,
+                }
             )
             yield await stack.enter_async_context(self.ledger.worker(jobs, queues=queues or tuple(Queue)))
 
