@@ -77,7 +77,7 @@ class Detected(msgspec.Struct, frozen=True):
     """The media type of a file and the kind of source it is."""
 
     media_type: str
-    source_type: Literal["document", "photo"]
+    source_type: Literal["document", "photo", "email"]
 
 
 def detect(head: bytes, path: Path, filename: str) -> Detected:
@@ -92,7 +92,8 @@ def detect(head: bytes, path: Path, filename: str) -> Detected:
     for signature, media_type in _PHOTOS:
         if signature.match(head):
             return Detected(media_type, "photo")
-    return Detected(_document(head, path, filename), "document")
+    media_type = _document(head, path, filename)
+    return Detected(media_type, "email" if media_type == media.EML else "document")
 
 
 def _document(head: bytes, path: Path, filename: str) -> str:

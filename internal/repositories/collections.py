@@ -12,33 +12,44 @@ from pkg.ctxutil import Context
 
 
 class CollectionRepository:
-    """Named groups of documents of one tenant."""
+    """Named groups of documents of one tenant.
+
+    A collection that wasn't announced exists for those alone who see a document in it.
+    """
 
     def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
         self._conn = conn
         self._ctx = ctx
 
     async def add(self, name: str) -> Collection:
-        """Raises COLLECTION_EXISTS when the name is taken."""
-        row = await self._conn.fetchrow(
-            "insert into collections (tenant_id, id, name) values ($1, $2, $3)"
-            " on conflict (tenant_id, name) do nothing returning id, name, created_at",
+        """Makes a collection, or announces one of this name that the caller didn't see.
+
+        Raises COLLECTION_EXISTS when the name is taken by one that he sees.
+        """
+        made = await self._conn.fetchval(
+            "insert into collections as c (tenant_id, id, name) values ($1, $2, $3)"
+            " on conflict (tenant_id, name) do update set announced = true"
+            " where not c.announced and not exists (select 1 from documents d"
+            " where d.tenant_id = $1 and d.collection_id = c.id and (d.visibility = 'tenant' or d.owner_id = $4))"
+            " returning c.id",
             self._ctx.tenant_id,
             new_id(),
             name,
+            self._ctx.user_id,
         )
-        if row is None:
+        if made is None:
             raise _taken(name)
-        return Collection(id=row["id"], name=row["name"], document_count=0, created_at=row["created_at"])
+        return await self.get(made)
 
-    async def ensure(self, name: str) -> UUID:
+    async def ensure(self, name: str, *, announced: bool) -> UUID:
         """The id of the collection with this name, made if need be; safe when several ask at once."""
         await self._conn.execute(
-            "insert into collections (tenant_id, id, name) values ($1, $2, $3)"
+            "insert into collections (tenant_id, id, name, announced) values ($1, $2, $3, $4)"
             " on conflict (tenant_id, name) do nothing",
             self._ctx.tenant_id,
             new_id(),
             name,
+            announced,
         )
         return sure(
             await self._conn.fetchval(
@@ -49,7 +60,7 @@ class CollectionRepository:
     async def get(self, collection_id: UUID) -> Collection:
         """Raises COLLECTION_NOT_FOUND."""
         row = await self._conn.fetchrow(
-            "select c.id, c.name, c.created_at, (select count(*) from documents d"
+            "select c.id, c.name, c.created_at, c.announced, (select count(*) from documents d"
             " where d.tenant_id = $1 and d.collection_id = c.id"
             " and (d.visibility = 'tenant' or d.owner_id = $3)) as documents"
             " from collections c where c.tenant_id = $1 and c.id = $2",
@@ -57,7 +68,7 @@ class CollectionRepository:
             collection_id,
             self._ctx.user_id,
         )
-        if row is None:
+        if row is None or not (row["announced"] or row["documents"]):
             raise _missing()
         return _collection(row)
 
@@ -89,7 +100,10 @@ class CollectionRepository:
             "select c.id, c.name, c.created_at, (select count(*) from documents d"
             " where d.tenant_id = $1 and d.collection_id = c.id"
             " and (d.visibility = 'tenant' or d.owner_id = $4)) as documents"
-            " from collections c where c.tenant_id = $1 and ($2::text is null or c.name > $2) order by c.name limit $3",
+            " from collections c where c.tenant_id = $1 and ($2::text is null or c.name > $2)"
+            " and (c.announced or exists (select 1 from documents d where d.tenant_id = $1 and d.collection_id = c.id"
+            " and (d.visibility = 'tenant' or d.owner_id = $4)))"
+            " order by c.name limit $3",
             self._ctx.tenant_id,
             after,
             limit,

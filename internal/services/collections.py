@@ -27,12 +27,14 @@ class CollectionService:
     async def rename(self, ctx: Context, collection_id: UUID, name: str) -> Collection:
         """Raises COLLECTION_NOT_FOUND or COLLECTION_EXISTS."""
         async with self._store.tenant(ctx) as tx:
+            await tx.collections.get(collection_id)
             await tx.collections.rename(collection_id, check_name(name, "collection name"))
             return await tx.collections.get(collection_id)
 
     async def remove(self, ctx: Context, collection_id: UUID) -> None:
         """Its documents stay, without a collection. Raises COLLECTION_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
+            await tx.collections.get(collection_id)
             await tx.collections.remove(collection_id)
 
     async def list(self, ctx: Context, *, limit: int, after: str | None) -> list[Collection]:

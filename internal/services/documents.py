@@ -195,7 +195,11 @@ class DocumentService:
             return msgspec.structs.replace(known, task=await tx.tasks.retry(known.task.id))
 
     async def _add(self, tx: Tx, stored: Content, request: UploadRequest) -> UploadResult:
-        collection_id = await tx.collections.ensure(request.collection) if request.collection else None
+        collection_id = None
+        if request.collection:
+            collection_id = await tx.collections.ensure(
+                request.collection, announced=request.visibility is Visibility.TENANT
+            )
         document_id = await tx.documents.add(
             NewDocument(
                 content_id=stored.id,
@@ -287,7 +291,7 @@ class DocumentService:
                 document_id,
                 filename=document.filename if changes.filename is msgspec.UNSET else check_filename(changes.filename),
                 tags=document.tags if changes.tags is msgspec.UNSET else check_tags(changes.tags),
-                collection_id=await _collection_of(tx, document, changes),
+                collection_id=await _collection_of(tx, document, changes, visibility),
                 visibility=visibility,
             )
             return await tx.documents.get(document_id)
@@ -362,9 +366,10 @@ def checked(request: UploadRequest) -> UploadRequest:
     )
 
 
-async def _collection_of(tx: Tx, document: Document, changes: DocumentChanges) -> UUID | None:
+async def _collection_of(tx: Tx, document: Document, changes: DocumentChanges, visibility: Visibility) -> UUID | None:
     if changes.collection is msgspec.UNSET:
         return document.collection_id
     if changes.collection is None:
         return None
-    return await tx.collections.ensure(check_name(changes.collection, "collection name"))
+    name = check_name(changes.collection, "collection name")
+    return await tx.collections.ensure(name, announced=visibility is Visibility.TENANT)
