@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import msgspec
 
-from tests.chaos.history import AttemptRow, Call, Fault, GenerationRow, History
+from tests.chaos.history import Answer, AttemptRow, Call, Fault, GenerationRow, History, Wanted
 
 ENDED = {"succeeded", "failed", "dead", "cancelled"}
 FOLLOWS = {
@@ -18,6 +18,7 @@ FOLLOWS = {
 """Status of an ended task → outcomes that its last attempt may have."""
 POISON_AFTER = 3
 OUTAGES = {"postgres", "redis"}
+REPLACING = ("replace", "restore")
 HURTS = {"kill", "pause", "crash", "stopped", "term"}
 LEEWAY = 0.5
 """Seconds between a signal and the moment that it is written down."""
@@ -32,19 +33,25 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def judge(history: History) -> Verdict:
     """Every check, whatever the others find."""
-    checks = (uploads, duplicates, visibility, objects, tasks, attempts, poison, charges, resumption, flushes, events)
+    checks = (
+        *(uploads, replacements, remains, duplicates, visibility, objects, tasks, attempts, poison, charges),
+        *(resumption, flushes, events),
+    )
     problems = [f"{check.__name__}: {problem}" for check in checks for problem in check(history)]
     return Verdict(problems, figures(history))
 
 
 def uploads(history: History) -> Iterator[str]:
     """Each file ends as it must: refused, failed with its own error, or ready, whole, and found."""
-    answers = {(answer.tenant, answer.file): answer for answer in history.answers}
+    answers = _answers(history)
     last = _last_acknowledged(history)
+    replaced = {(wanted.tenant, wanted.replaces) for wanted in history.wanted}
     # What nobody answered may take effect late, after the deletion of what its repetition had made.
     unanswered = {(call.tenant, call.file) for call in history.calls if call.verb == "upload" and not call.status}
     for wanted in history.wanted:
         key = (wanted.tenant, wanted.file)
+        if wanted.replaces or key in replaced:
+            continue
         name, call, answer = f"{wanted.file} of {wanted.tenant}", last.get(key), answers.get(key)
         if call is None:
             yield f"{name}: never acknowledged; the run was too short, or the product was down at its end"
@@ -57,17 +64,46 @@ def uploads(history: History) -> Iterator[str]:
         elif call.status not in (200, 202):
             yield f"{name}: answered {call.status} {call.code}"
         elif answer is None:
-            yield f"{name}: acknowledged as {call.document}, LOST"
-        elif answer.document != call.document:
+            yield f"{name}: acknowledged as {call.document or 'part of an archive'}, LOST"
+        elif call.document and answer.document != call.document:
             yield f"{name}: acknowledged as {call.document}, but {answer.document} is there"
         elif wanted.failed:
             error = next((task.error for task in history.tasks if task.id == call.task), "")
             if answer.status != "failed" or error != wanted.failed:
                 yield f"{name}: {answer.status} {error}, must fail with {wanted.failed}"
-        elif answer.status != "ready" or answer.chunks != len(wanted.texts):
-            yield f"{name}: {answer.status} with {answer.chunks} passages, must be ready with {len(wanted.texts)}"
-        elif answer.found != {answer.document: len(wanted.texts)}:
-            yield f"{name}: a search finds {answer.found}, must find {len(wanted.texts)} of {answer.document}"
+        else:
+            yield from _incomplete(name, wanted, answer)
+
+
+def replacements(history: History) -> Iterator[str]:
+    """Of two files that had one document, the one that was asked for last answers, in that document."""
+    answers, last = _answers(history), _last_acknowledged(history)
+    named = {(wanted.tenant, wanted.file): wanted for wanted in history.wanted}
+    for new in history.wanted:
+        if not new.replaces:
+            continue
+        old = named[new.tenant, new.replaces]
+        name, both = f"{old.file} of {old.tenant}", ((old.tenant, old.file), (new.tenant, new.file))
+        if not all(key in last for key in both):
+            yield f"{name}: never acknowledged or never replaced; the run was too short"
+            continue
+        call = max((last[key] for key in both), key=lambda call: call.at)
+        there = [key for key in both if key in answers]
+        if len(there) != 1:
+            yield f"{name}: replaced, and {len(there)} of its two versions answer"
+        elif there[0][1] != call.file and there[0] not in _unsure(history):
+            yield f"{name}: {there[0][1]} answers, must be {call.file}"
+        elif answers[there[0]].document != call.document:
+            yield f"{name}: replaced in {call.document}, but {answers[there[0]].document} is there"
+        else:
+            yield from _incomplete(name, named[there[0]], answers[there[0]])
+
+
+def remains(history: History) -> Iterator[str]:
+    """What no document has is found by no search."""
+    for answer in history.answers:
+        if not answer.document and answer.found:
+            yield f"{answer.file} of {answer.tenant} is gone, but a search finds {answer.found}"
 
 
 def duplicates(history: History) -> Iterator[str]:
@@ -94,7 +130,7 @@ def visibility(history: History) -> Iterator[str]:
     """No search ever saw a part of a document, or a document of somebody else."""
     own: dict[tuple[str, str], set[str]] = defaultdict(set)
     for call in history.calls:
-        if call.verb == "upload" and call.document:
+        if call.verb != "delete" and call.document:
             own[call.tenant, call.file].add(call.document)
     bytes_of = {row.id: (row.tenant, row.sha256) for row in history.contents}
     names = {(wanted.tenant, wanted.sha256): (wanted.tenant, wanted.file) for wanted in history.wanted}
@@ -123,6 +159,8 @@ def objects(history: History) -> Iterator[str]:
 
 def tasks(history: History) -> Iterator[str]:
     """Everything ended, and nothing of a removed document is left."""
+    if history.unsettled:
+        yield f"{history.unsettled} batches never ended"
     contents = {row.id for row in history.contents}
     for task in history.tasks:
         if task.status not in ENDED:
@@ -132,7 +170,7 @@ def tasks(history: History) -> Iterator[str]:
     for row in history.documents:
         if row.content not in contents:
             yield f"document {row.id} has no content"
-    held = {row.content for row in history.documents}
+    held = {row.content for row in history.documents}.union(history.versions)
     for content in contents - held:
         yield f"content {content} is held by no document and was not purged"
 
@@ -214,6 +252,10 @@ def figures(history: History) -> dict[str, float]:
     return {
         "uploads acknowledged": sum(call.verb == "upload" and call.status in (200, 202) for call in history.calls),
         "uploads without an answer": sum(call.verb == "upload" and not call.status for call in history.calls),
+        "replacements acknowledged": sum(
+            call.verb in REPLACING and call.status in (200, 202) for call in history.calls
+        ),
+        "replaced, either may answer": len(_unsure(history)),
         "deletions acknowledged": sum(call.verb == "delete" and call.status == 202 for call in history.calls),
         "searches": len(history.sightings),
         "kills": kinds["kill"],
@@ -233,6 +275,22 @@ def figures(history: History) -> dict[str, float]:
         "resumed after, longest s": round(resumed[-1], 1) if resumed else 0.0,
         "backlog back after, longest s": round(max(back), 1) if back else 0.0,
     }
+
+
+def _answers(history: History) -> dict[tuple[str, str], Answer]:
+    return {(answer.tenant, answer.file): answer for answer in history.answers if answer.document}
+
+
+def _unsure(history: History) -> set[tuple[str, str]]:
+    """Files that a replacement without an answer may have brought back late."""
+    return {(call.tenant, call.file) for call in history.calls if call.verb in REPLACING and not call.status}
+
+
+def _incomplete(name: str, wanted: Wanted, answer: Answer) -> Iterator[str]:
+    if answer.status != "ready" or answer.chunks != len(wanted.texts):
+        yield f"{name}: {answer.status} with {answer.chunks} passages, must be ready with {len(wanted.texts)}"
+    elif answer.found != {answer.document: len(wanted.texts)}:
+        yield f"{name}: a search finds {answer.found}, must find {len(wanted.texts)} of {answer.document}"
 
 
 def _last_acknowledged(history: History) -> dict[tuple[str, str], Call]:
@@ -298,14 +356,15 @@ def _resumed(history: History) -> Iterator[tuple[str, float]]:
 
 
 def _charges(history: History) -> tuple[Counter[str], Counter[str]]:
-    """Texts paid for, and what was due: once for each time that a tenant's content came to be."""
+    """Texts paid for, and what was due: once for each time that a tenant's content came to be, or came back."""
     due: Counter[str] = Counter()
+    again = Counter(
+        (call.tenant, call.file)
+        for call in history.calls
+        if call.verb in ("delete", "restore") and call.status in (0, 200, 202)
+    )
     for wanted in history.wanted:
-        lives = 1 + sum(
-            call.verb == "delete" and call.status in (0, 202)
-            for call in history.calls
-            if (call.tenant, call.file) == (wanted.tenant, wanted.file)
-        )
+        lives = 1 + again[wanted.tenant, wanted.file]
         for text in wanted.texts:
             due[text] += lives
     return Counter(history.embedded), due

@@ -6,7 +6,8 @@ import time
 
 import httpx
 
-from tests.chaos.history import Call, Sighting
+from tests.chaos import ways
+from tests.chaos.history import Call, Sighting, Verb
 from tests.chaos.plan import Script
 
 ANSWER_SECONDS = 8.0
@@ -77,53 +78,60 @@ class Clients:
 
     async def _play(self, script: Script) -> None:
         self._begun.append(script)
-        twins = [self._upload(script) for _ in range(2 if script.twice else 1)]
+        twins = [self._until(script, "upload") for _ in range(2 if script.twice else 1)]
         document = (await asyncio.gather(*twins))[0]
-        if document is None or script.delete_after is None:
+        if document is None:
             return
-        await asyncio.sleep(script.delete_after)
-        await self._delete(script, document)
+        if script.replacement is not None:
+            await self._replace(script, script.replacement, document)
+        if script.delete_after is not None:
+            await asyncio.sleep(script.delete_after)
+            await self._until(script, "delete", document)
         if script.again_after is not None:
             await asyncio.sleep(script.again_after)
-            await self._upload(script)
+            await self._until(script, "upload")
 
-    async def _upload(self, script: Script) -> str | None:
-        """Until it is acknowledged or refused for good; the document's id."""
+    async def _replace(self, script: Script, replacement: Script, document: str) -> None:
+        """Another file takes the document over, perhaps before the first one was read; perhaps that one comes back."""
+        await asyncio.sleep(replacement.at)
+        self._begun.append(replacement)
+        await self._until(replacement, "replace", document)
+        if script.restore_after is not None:
+            await asyncio.sleep(script.restore_after)
+            await self._until(script, "restore", document)
+
+    async def _until(self, script: Script, verb: Verb, document: str = "") -> str | None:
+        """Asks until it is acknowledged or refused for good; the document's id."""
         while True:
-            call = await self._call(script, "upload")
-            if call.status in (200, 202):
-                return call.document
-            if 0 < call.status < 429 and call.status != 409:
+            status, body = await self._ask(script, verb, document)
+            told = body.get("document_id") or document
+            for file in (script.file, *script.packed):
+                self.calls.append(
+                    Call(
+                        at=time.time(),
+                        tenant=self._tenants[script.tenant].id,
+                        file=file.name,
+                        verb=verb,
+                        status=status,
+                        document=told,
+                        task=body.get("task_id", ""),
+                        code=body.get("code", ""),
+                    )
+                )
+            if status in (200, 202):
+                return told
+            if 0 < status < 429 and status != 409:
                 return None
             await asyncio.sleep(self._draw.uniform(*AGAIN_SECONDS))
 
-    async def _delete(self, script: Script, document: str) -> None:
-        while True:
-            call = await self._call(script, "delete", document)
-            if call.status in (202, 404):
-                return
-            await asyncio.sleep(self._draw.uniform(*AGAIN_SECONDS))
-
-    async def _call(self, script: Script, verb: str, document: str = "") -> Call:
+    async def _ask(self, script: Script, verb: Verb, document: str) -> ways.Told:
         http = self._tenants[script.tenant].http
-        try:
-            if verb == "upload":
-                files = {"file": (script.file.name, script.file.data)}
-                answer = await http.post("/api/v1/documents", files=files)
-            else:
-                answer = await http.delete(f"/api/v1/documents/{document}")
-            status, body = answer.status_code, answer.json()
-        except (httpx.HTTPError, ValueError):
-            status, body = 0, {}
-        call = Call(
-            at=time.time(),
-            tenant=self._tenants[script.tenant].id,
-            file=script.file.name,
-            verb=verb,
-            status=status,
-            document=body.get("document_id") or document,
-            task=body.get("task_id", ""),
-            code=body.get("code", ""),
-        )
-        self.calls.append(call)
-        return call
+        if verb == "delete":
+            return await ways.told(http.delete(f"/api/v1/documents/{document}"))
+        if verb == "restore":
+            return await ways.told(http.post(f"/api/v1/documents/{document}/versions/1/restore"))
+        if script.packed:
+            return await ways.by_archive(http, [script.file, *script.packed])
+        if script.in_pieces:
+            return await ways.by_pieces(http, script.file, self._draw, document)
+        return await ways.by_form(http, script.file, document)

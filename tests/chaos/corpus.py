@@ -67,6 +67,14 @@ def make(seed: int, count: int) -> list[File]:
     return files
 
 
+def successor(seed: int, file: File, tenant: int) -> File:
+    """The version that a tenant replaces `file` by: another text, under another mark."""
+    mark = f"{file.mark}v{tenant}"
+    draw = random.Random(f"{seed}/{mark}")
+    data = _text(draw, mark, draw.choice((1, 2, 4)) * SENTENCES_A_CHUNK).encode()
+    return File(name=f"{mark}.txt", data=data, tenants=(tenant,), mark=mark, texts=_texts(data))
+
+
 def digest(text: str) -> str:
     """How a text is named in a history."""
     return hashlib.sha256(text.encode()).hexdigest()

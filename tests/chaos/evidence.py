@@ -39,6 +39,8 @@ DOCUMENTS = (
     "select tenant_id::text as tenant, id::text, content_id::text as content,"
     " coalesce(generation_id::text, '') as generation from documents"
 )
+VERSIONS = "select distinct content_id::text from document_versions"
+UNSETTLED = "select count(*) from batches where settled_at is null"
 GENERATIONS = (
     "select g.tenant_id::text as tenant, g.id::text, g.content_id::text as content, g.status, g.chunk_count as chunks,"
     " coalesce((select array_agg(encode(c.text_hash, 'hex') order by c.ordinal) from chunks c"
@@ -63,6 +65,8 @@ async def read_rows(history: History, superuser_dsn: str, blobs: Path) -> None:
         history.attempts = [AttemptRow(**row) for row in await conn.fetch(ATTEMPTS)]
         history.contents = [ContentRow(**row) for row in await conn.fetch(CONTENTS)]
         history.documents = [DocumentRow(**row) for row in await conn.fetch(DOCUMENTS)]
+        history.versions = [row["content_id"] for row in await conn.fetch(VERSIONS)]
+        history.unsettled = await conn.fetchval(UNSETTLED)
         rows = await conn.fetch(GENERATIONS.format(vectors=space.table))
         history.generations = [GenerationRow(**row) for row in rows]
         history.unpublished = await conn.fetchval("select count(*) from outbox where published_at is null")
@@ -76,12 +80,12 @@ async def read_rows(history: History, superuser_dsn: str, blobs: Path) -> None:
 
 async def ask(history: History, tenants: list[Tenant], clients: Clients, scripts: list[Script]) -> None:
     """Fills in what the API answers for each file: the document in the list, and a search for its mark."""
+    nowhere = {"id": "", "status": "", "chunk_count": 0}
     for number, tenant in enumerate(tenants):
         listed = {item["sha256"]: item for item in await _list(tenant)}
         shas = {wanted.file: wanted.sha256 for wanted in history.wanted if wanted.tenant == tenant.id}
-        for script in scripts:
-            if script.tenant != number or (item := listed.get(shas[script.file.name])) is None:
-                continue
+        for script in (each for whole in scripts if whole.tenant == number for each in whole.files()):
+            item = listed.get(shas[script.file.name], nowhere)
             history.answers.append(
                 Answer(
                     tenant=tenant.id,

@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-Verb = Literal["upload", "delete"]
+Verb = Literal["upload", "delete", "replace", "restore"]
+"""`upload` by whichever way. `replace` is named after the file that comes, `restore` after the one that comes back."""
 Kind = Literal[
     "kill",
     "pause",
@@ -35,19 +36,27 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What must become of one file of one tenant: refused, failed with a code, or ready with these passages."""
+    """What must become of one file of one tenant: refused, failed with a code, or ready with these passages.
+
+    `replaces` is the file whose document this one takes over; only one of the two answers at the end.
+    """
 
     tenant: str
     file: str
     sha256: str
     refused: str = ""
     failed: str = ""
+    replaces: str = ""
     texts: list[str] = []
     """SHA-256 of each text that is embedded, in order."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that a client made. `status` 0: no answer was read, so nobody knows what became of it."""
+    """One request that a client made, or several that are one upload in pieces.
+
+    `status` 0: no answer was read, so nobody knows what became of it. `document` is empty where only an archive as a
+    whole was acknowledged.
+    """
 
     at: float
     tenant: str
@@ -141,7 +150,7 @@ class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API says of a file at the end."""
+    """What the API says of a file at the end. `document` is empty where no document has its bytes."""
 
     tenant: str
     file: str
@@ -164,6 +173,10 @@ class History(msgspec.Struct, kw_only=True):
     attempts: list[AttemptRow] = []
     contents: list[ContentRow] = []
     documents: list[DocumentRow] = []
+    versions: list[str] = []
+    """Contents that a document has, had, or is to have, by id."""
+    unsettled: int = 0
+    """Batches that haven't ended."""
     generations: list[GenerationRow] = []
     answers: list[Answer] = []
     objects: list[str] = []

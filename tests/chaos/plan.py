@@ -4,8 +4,8 @@ import random
 
 import msgspec
 
-from tests.chaos.corpus import File
-from tests.chaos.history import Kind
+from tests.chaos.corpus import File, successor
+from tests.chaos.history import Kind, Wanted
 
 WORKERS = ("worker-1", "worker-2", "worker-3")
 RELAYS = ("relay-1", "relay-2")
@@ -14,16 +14,25 @@ WEIGHTS = (25, 25, 25, 8, 8, 9)
 QUIET_END = 0.97
 """Share of the time after which nothing new is broken."""
 
+PACKED_SHARE = 0.15
+"""Of the readable files; they come in archives of PACK."""
+PACK = 5
+REPLACED_SHARE = 0.15
+
 ARMED_SHARE = 0.4
 """Of the starts of a process; the others are without failpoints."""
 PLACES = {
     "worker": (
         *("worker.after_claim", "worker.before_ending", "ingest.after_parse", "ingest.after_embed"),
         *("ingest.after_batch", "ingest.before_publish", "ingest.after_publish", "purge.after_rows"),
-        *("purge.after_blob", "worker.heartbeat"),
+        *("purge.after_blob", "worker.heartbeat", "archive.after_plan", "archive.after_entry"),
+        "archive.before_removal",
     ),
     "relay": ("relay.after_dispatch", "relay.after_enqueue", "relay.after_broadcast"),
-    "server": ("upload.after_spool", "upload.after_scan", "upload.after_blob", "upload.after_commit"),
+    "server": (
+        *("upload.after_spool", "upload.after_scan", "upload.after_blob", "upload.after_commit"),
+        *("part.after_object", "part.after_document"),
+    ),
 }
 ACTIONS = (
     *("crash", "crash@2", "crash%0.5", "crash%0.2", "stop*1%0.5", "delay:0.5%0.3", "delay:1.5*3%0.5"),
@@ -70,15 +79,35 @@ class Step(msgspec.Struct, frozen=True, order=True):
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client does with one file: begins so many seconds after the start, perhaps twice at once."""
+    """What a client does with one file: begins so many seconds after the start, perhaps twice at once.
+
+    What comes after is in seconds after the acknowledgement of what was before.
+    """
 
     at: float
     tenant: int
     file: File
-    twice: bool
-    delete_after: float | None
-    """Seconds between the acknowledgement and the deletion."""
-    again_after: float | None
+    twice: bool = False
+    in_pieces: bool = False
+    packed: tuple[File, ...] = ()
+    """Further files of one archive with this one."""
+    delete_after: float | None = None
+    again_after: float | None = None
+    replacement: "Script | None" = None
+    """Its time counts from the upload of the file that it takes the place of."""
+    restore_after: float | None = None
+
+    def files(self) -> "list[Script]":
+        """One for each file that comes to the product; only the first is played by itself."""
+        more = [self.replacement] if self.replacement else []
+        return [self, *(Script(at=self.at, tenant=self.tenant, file=file) for file in self.packed), *more]
+
+    def wanted(self, tenant: str) -> list[Wanted]:
+        """What must become of each of `files`."""
+        found = [script.file.wanted(tenant) for script in self.files()]
+        if self.replacement:
+            found[-1] = msgspec.structs.replace(found[-1], replaces=self.file.name)
+        return found
 
 
 def scaled(scale: Scale, minutes: float) -> Scale:
@@ -134,21 +163,43 @@ def scripts(seed: int, scale: Scale, files: list[File]) -> list[Script]:
     """What clients do, over nine tenths of the time."""
     draw = random.Random(f"{seed}/scripts")
     found: list[Script] = []
+    unpacked: dict[int, list[File]] = {}
     for file in files:
         for tenant in file.tenants:
-            deleted = not file.refused and draw.random() < 0.12
-            again = deleted and draw.random() < 0.6
-            found.append(
-                Script(
-                    at=round(draw.uniform(0, scale.seconds * 0.85), 2),
-                    tenant=tenant,
-                    file=file,
-                    twice=draw.random() < 0.1,
-                    delete_after=round(draw.uniform(0, 4), 2) if deleted else None,
-                    again_after=round(draw.uniform(0, 1), 2) if again else None,
-                )
-            )
+            if file.texts and draw.random() < PACKED_SHARE:
+                unpacked.setdefault(tenant, []).append(file)
+            else:
+                found.append(_script(draw, seed, scale, tenant, file))
+    for tenant, packed in unpacked.items():
+        for first in range(0, len(packed), PACK):
+            pack = packed[first : first + PACK]
+            at = round(draw.uniform(0, scale.seconds * 0.85), 2)
+            found.append(Script(at=at, tenant=tenant, file=pack[0], packed=tuple(pack[1:])))
     return sorted(found, key=lambda script: script.at)
+
+
+def _script(draw: random.Random, seed: int, scale: Scale, tenant: int, file: File) -> Script:
+    script = Script(
+        at=round(draw.uniform(0, scale.seconds * 0.85), 2),
+        tenant=tenant,
+        file=file,
+        twice=draw.random() < 0.1,
+        in_pieces=draw.random() < 0.15,
+    )
+    then = draw.random()
+    if then < 0.12 and not file.refused:
+        again = round(draw.uniform(0, 1), 2) if draw.random() < 0.6 else None
+        return msgspec.structs.replace(script, delete_after=round(draw.uniform(0, 4), 2), again_after=again)
+    if then > 1 - REPLACED_SHARE and file.texts:
+        replacement = Script(
+            at=round(draw.uniform(0, 4), 2),
+            tenant=tenant,
+            file=successor(seed, file, tenant),
+            in_pieces=draw.random() < 0.3,
+        )
+        restored = round(draw.uniform(0, 4), 2) if draw.random() < 0.3 else None
+        return msgspec.structs.replace(script, replacement=replacement, restore_after=restored)
+    return script
 
 
 def failpoints(seed: int, name: str, start: int) -> str:

@@ -69,7 +69,7 @@ async def run(seed: int, scale: Scale) -> Outcome:
             history = History(
                 seed=seed,
                 limits=Limits(batch=nursery.BATCH, lease_seconds=scale.lease_seconds),
-                wanted=[script.file.wanted(tenants[script.tenant].id) for script in scripts],
+                wanted=[wanted for script in scripts for wanted in script.wanted(tenants[script.tenant].id)],
                 redriven=await _settle(stage, tenants),
             )
             history.embedded = dict(stage.endpoint.paid)

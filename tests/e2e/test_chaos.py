@@ -29,6 +29,7 @@ async def test_a_short_run_loses_nothing_and_doubles_nothing(tmp_path: Path) -> 
     assert (found["pauses"], found["FLUSHALLs"]) == (plan.SHORT.pauses, plan.SHORT.flushes)
     assert found["attempts lost"] > 0, "no kill met a task at work"
     assert found["deaths at failpoints"] > 0
+    assert found["replacements acknowledged"] > found["replaced, either may answer"]
 
 
 @pytest.mark.long

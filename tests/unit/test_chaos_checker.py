@@ -111,7 +111,7 @@ def put(name: str, value: object) -> Callable[[History], None]:
 
     def apply(history: History) -> None:
         found = getattr(history, name)
-        if isinstance(found, list):
+        if isinstance(found, list) and not isinstance(value, list):
             found.append(value)
         else:
             setattr(history, name, value)
@@ -183,6 +183,71 @@ def test_every_way_to_break_it_is_told(break_it: Callable[[History], None], told
     history = good()
     break_it(history)
     assert any(told in problem for problem in judge(history).problems), judge(history).problems
+
+
+def replaced() -> History:
+    """The good history, in which another file has taken the first one's document over."""
+    history = good()
+    history.wanted.append(Wanted(tenant="a", file="f2", sha256="s4", texts=["u1"], replaces="f"))
+    history.calls.append(Call(at=20, tenant="a", file="f2", verb="replace", status=202, document="d1", task="k3"))
+    history.tasks.append(task("k3", "succeeded", document="d1", content="c4"))
+    history.attempts.append(
+        AttemptRow(tenant="a", task="k3", number=1, pid=12, started=21, finished=22, outcome="succeeded")
+    )
+    history.contents[0] = replace(history.contents[0], generation="")
+    history.contents.append(ContentRow(tenant="a", id="c4", sha256="s4", key="a/c4", generation="g4"))
+    history.documents[0] = replace(history.documents[0], content="c4", generation="g4")
+    history.versions = ["c1", "c4"]
+    history.generations = [
+        GenerationRow(tenant="a", id="g4", content="c4", status="published", chunks=1, texts=["u1"], vectors=1, terms=1)
+    ]
+    history.answers[0] = Answer(tenant="a", file="f", document="", status="", chunks=0, found={})
+    history.answers.append(Answer(tenant="a", file="f2", document="d1", status="ready", chunks=1, found={"d1": 1}))
+    history.objects.append("a/c4")
+    history.embedded["u1"] = 1
+    history.statistics = {"a": 1}
+    return history
+
+
+def restored(status: int) -> Callable[[History], None]:
+    return put("calls", Call(at=25, tenant="a", file="f", verb="restore", status=status, document="d1"))
+
+
+BROKEN_REPLACED = {
+    "never replaced": (lambda history: history.calls.pop(), "replacements: f of a: never acknowledged or never"),
+    "the version lost": (drop("answers", 2), "replacements: f of a: replaced, and 0 of its two versions answer"),
+    "both answer": (change("answers", 0, document="d9"), "and 2 of its two versions answer"),
+    "another document": (change("answers", 2, document="dx"), "replaced in d1, but dx is there"),
+    "incomplete": (change("answers", 2, found={}), "replacements: f of a: a search finds {}"),
+    "not back": (restored(202), "replacements: f of a: f2 answers, must be f"),
+    "the old one is found": (change("answers", 0, found={"d1": 3}), "remains: f of a is gone, but a search finds"),
+    "a version's content is gone": (put("versions", []), "content c1 is held by no document and was not purged"),
+    "half visible": (put("sightings", Sighting(at=23, tenant="a", file="f2", found={"d1": 2})), "saw 2 of 1 passages"),
+    "a batch that hangs": (put("unsettled", 1), "tasks: 1 batches never ended"),
+}
+
+
+def test_a_replaced_file_leaves_its_document_to_the_other() -> None:
+    history = replaced()
+    assert judge(history).problems == []
+    restored(0)(history)
+    assert judge(history).problems == [], "nobody knows whether the restoration came through"
+    assert figures(history)["replaced, either may answer"] == 1
+
+
+@pytest.mark.parametrize(("break_it", "told"), BROKEN_REPLACED.values(), ids=BROKEN_REPLACED)
+def test_every_way_to_break_a_replacement_is_told(break_it: Callable[[History], None], told: str) -> None:
+    history = replaced()
+    break_it(history)
+    assert any(told in problem for problem in judge(history).problems), judge(history).problems
+
+
+def test_what_an_archive_brought_is_looked_for_by_its_bytes() -> None:
+    history = good()
+    history.calls[1] = replace(history.calls[1], document="", task="")
+    assert judge(history).problems == []
+    history.answers.pop(0)
+    assert any("f of a: acknowledged as part of an archive, LOST" in problem for problem in judge(history).problems)
 
 
 def test_a_deletion_leaves_nothing() -> None:

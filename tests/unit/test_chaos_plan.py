@@ -13,6 +13,20 @@ def test_a_seed_replays_its_schedule() -> None:
     assert plan.scripts(7, plan.SHORT, files) == plan.scripts(7, plan.SHORT, files)
 
 
+def test_files_come_by_every_way_and_each_once() -> None:
+    files = corpus.make(7, 100)
+    scripts = plan.scripts(7, plan.SHORT, files)
+    come = Counter((each.tenant, each.file.name) for script in scripts for each in script.files())
+    assert set(come.values()) == {1}
+    assert {(tenant, file.name) for file in files for tenant in file.tenants} < come.keys()
+    for way in ("packed", "in_pieces", "twice", "delete_after", "again_after", "replacement", "restore_after"):
+        assert 0 < sum(bool(getattr(script, way)) for script in scripts) < len(scripts) / 2, way
+    assert all(file.texts for script in scripts for file in script.packed)
+    wanted = [wanted for script in scripts for wanted in script.wanted("t")]
+    assert len(wanted) == len(come)
+    assert sum(bool(one.replaces) for one in wanted) == sum(script.replacement is not None for script in scripts)
+
+
 def test_the_figures_are_kept() -> None:
     for scale in (plan.SHORT, plan.FULL, plan.scaled(plan.FULL, 4)):
         found = Counter(step.kind for step in plan.steps(3, scale))
