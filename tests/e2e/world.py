@@ -239,6 +239,8 @@ async def _bury(product: Product, task_id: str) -> None:
             for row in (
                 "alerts (tenant_id, name, severity) select tenant_id, 'probe.alert', 'warning'",
                 "object_sweeps (tenant_id, finished_at) select tenant_id, now()",
+                "shadow_comparisons (tenant_id, content_id, version, against, seconds)"
+                " select tenant_id, content_id, '2', '1', 1",
             ):
                 made = await conn.execute(f"insert into {row} from tasks where id = $1", UUID(task_id))
                 assert made == "INSERT 0 1"
