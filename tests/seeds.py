@@ -144,6 +144,7 @@ async def _seed_document(
         chunk,
         generation,
     )
+    await conn.execute("insert into token_codes (tenant_id, chunk_id, codes) values ($1, $2, '\\x00')", tenant, chunk)
     await conn.execute(
         "insert into chunk_terms (tenant_id, chunk_id, generation_id, terms, weights)"
         " values ($1, $2, $3, array[7], '{7:1}/1000000000')",

@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from internal.models.embedding import Encoded, Work
 
-Vectors = npt.NDArray[np.float32]
-Forward = Callable[[Sequence[Sequence[int]]], Vectors]
+Forward = Callable[[Sequence[Work]], Sequence[Encoded]]
 
 
 class Lane(StrEnum):
@@ -49,19 +47,19 @@ def lanes(threads: int) -> dict[Lane, LaneShape]:
 
 
 class Job:
-    """One caller's texts; its future resolves to vectors of shape (texts, width) in the caller's order."""
+    """One caller's texts; its future resolves to what became of each, in the caller's order."""
 
-    def __init__(self, size: int, future: "asyncio.Future[Vectors]") -> None:
+    def __init__(self, size: int, future: "asyncio.Future[list[Encoded]]") -> None:
         self.future = future
-        self._rows: list[npt.NDArray[np.float32] | None] = [None] * size
+        self._rows: list[Encoded | None] = [None] * size
         self._left = size
 
-    def put(self, position: int, vector: npt.NDArray[np.float32]) -> None:
+    def put(self, position: int, row: Encoded) -> None:
         """Takes one result; the last one resolves the future."""
-        self._rows[position] = vector
+        self._rows[position] = row
         self._left -= 1
         if self._left == 0 and not self.future.done():
-            self.future.set_result(np.stack([row for row in self._rows if row is not None]))
+            self.future.set_result([row for row in self._rows if row is not None])
 
     def fail(self, error: Exception) -> None:
         """Passes the error on, once."""
@@ -72,7 +70,7 @@ class Job:
 class Item(NamedTuple):
     """One text of a job."""
 
-    ids: Sequence[int]
+    work: Work
     job: Job
     position: int
 
@@ -90,13 +88,13 @@ class FairQueue:
         self._virtual_time = 0
         self._arrivals = 0
 
-    def add(self, job: Job, sequences: Sequence[Sequence[int]]) -> None:
+    def add(self, job: Job, works: Sequence[Work]) -> None:
         """Queues the texts of `job`."""
         start = self._virtual_time
-        for position, ids in enumerate(sequences):
-            bucket = self._buckets.setdefault(-(-len(ids) // self._shape.spread), [])
-            heapq.heappush(bucket, (start, self._arrivals, Item(ids, job, position)))
-            start += len(ids)
+        for position, work in enumerate(works):
+            bucket = self._buckets.setdefault(-(-len(work) // self._shape.spread), [])
+            heapq.heappush(bucket, (start, self._arrivals, Item(work, job, position)))
+            start += len(work)
             self._arrivals += 1
 
     def take(self) -> list[Item]:
@@ -111,7 +109,7 @@ class FairQueue:
         longest = 0
         while width in self._buckets:
             item = self._buckets[width][0][2]
-            longest = max(longest, len(item.ids))
+            longest = max(longest, len(item.work))
             if batch and longest * (len(batch) + 1) > self._shape.tokens:
                 break
             heapq.heappop(self._buckets[width])
@@ -152,10 +150,10 @@ class LaneRunner:
         """True while a batch of this lane runs."""
         return self._free < self._size
 
-    async def embed(self, sequences: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of `sequences`. Cancelling the call drops those of its texts that still wait."""
-        future: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
-        self._queue.add(Job(len(sequences), future), sequences)
+    async def embed(self, works: Sequence[Work]) -> list[Encoded]:
+        """What becomes of `works`. Cancelling the call drops those of its texts that still wait."""
+        future: asyncio.Future[list[Encoded]] = asyncio.get_running_loop().create_future()
+        self._queue.add(Job(len(works), future), works)
         self.start()
         return await future
 
@@ -174,13 +172,13 @@ class LaneRunner:
     async def _run(self, batch: list[Item]) -> None:
         loop = asyncio.get_running_loop()
         try:
-            vectors = await loop.run_in_executor(self._threads, self._forward, [item.ids for item in batch])
+            rows = await loop.run_in_executor(self._threads, self._forward, [item.work for item in batch])
         except Exception as error:  # noqa: BLE001 - whatever it was, it belongs to the callers
             for item in batch:
                 item.job.fail(error)
         else:
-            for item, vector in zip(batch, vectors, strict=True):
-                item.job.put(item.position, vector)
+            for item, row in zip(batch, rows, strict=True):
+                item.job.put(item.position, row)
         finally:
             self._free += 1
             self.start()
@@ -188,7 +186,7 @@ class LaneRunner:
 
 
 class Batcher:
-    """Both lanes over one model. `forward` turns token ids into vectors and may be called by several threads.
+    """Both lanes over one model. `forward` embeds texts and may be called by several threads.
 
     While a query runs, ingest starts no batch on its last thread but one, so that a core falls to the query; one
     thread of ingest always goes on, so that queries without a pause don't starve it.
@@ -212,9 +210,9 @@ class Batcher:
         )
         self._runners = {Lane.INTERACTIVE: queries, Lane.INGEST: ingest}
 
-    async def embed(self, lane: Lane, sequences: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of shape (len(sequences), width), in order; `sequences` isn't empty."""
-        return await self._runners[lane].embed(sequences)
+    async def embed(self, lane: Lane, works: Sequence[Work]) -> list[Encoded]:
+        """What became of each text, in order; `works` isn't empty."""
+        return await self._runners[lane].embed(works)
 
     def close(self) -> None:
         """Ends the threads of both lanes."""

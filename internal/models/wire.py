@@ -1,6 +1,7 @@
 """The JSON of the model process: OpenAI's form where OpenAI has one. Reading checks, writing doesn't block others."""
 
 import base64
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ STATUS: dict[Code, int] = {
 
 
 class EmbeddingsIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/embeddings`. `input_type` is ours; `user` is accepted and not used."""
+    """`POST /v1/embeddings`. `input_type` and `token_codes` are ours; `user` is accepted and not used."""
 
     model: str
     input: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_INPUTS)]
@@ -35,6 +36,7 @@ class EmbeddingsIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str | None = None
+    token_codes: bool = False
 
     @property
     def texts(self) -> list[str]:
@@ -72,11 +74,12 @@ class EmbeddingsOut(msgspec.Struct, frozen=True):
 
 
 class EmbeddingOut(msgspec.Struct, frozen=True):
-    """One embedding: numbers, or base64 of little-endian float32."""
+    """One embedding: numbers, or base64 of little-endian float32. `token_codes` is base64 of what `TokenCoder` made."""
 
     index: int
     embedding: list[float] | str
     object: str = "embedding"
+    token_codes: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelOut(msgspec.Struct, frozen=True):
@@ -165,14 +168,21 @@ def check_countable(texts: list[str]) -> None:
             raise AppError(Code.REQUEST_INVALID, f"input[{index}] contains the character NUL")
 
 
-def write_embeddings(vectors: Vectors, encoding: str) -> list[msgspec.Raw]:
-    """One piece of JSON for each vector: many small steps, so that another thread may run in between."""
-    return [msgspec.Raw(_write_embedding(index, row, encoding)) for index, row in enumerate(vectors)]
+def write_embeddings(vectors: Vectors, codes: list[bytes], encoding: str) -> list[msgspec.Raw]:
+    """One piece of JSON for each vector: many small steps, so that another thread may run in between.
+
+    `codes` has one for each vector, or is empty.
+    """
+    return [
+        msgspec.Raw(_write_embedding(index, row, coded, encoding))
+        for index, (row, coded) in enumerate(zip_longest(vectors, codes))
+    ]
 
 
-def _write_embedding(index: int, row: Any, encoding: str) -> bytes:
+def _write_embedding(index: int, row: Any, codes: bytes | None, encoding: str) -> bytes:
     value = base64.b64encode(row.astype("<f4").tobytes()).decode() if encoding == "base64" else row.tolist()
-    return msgspec.json.encode(EmbeddingOut(index, value))
+    coded = msgspec.UNSET if codes is None else base64.b64encode(codes).decode()
+    return msgspec.json.encode(EmbeddingOut(index, value, token_codes=coded))
 
 
 def write_error(error: AppError) -> tuple[int, bytes]:

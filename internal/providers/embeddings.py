@@ -38,10 +38,15 @@ WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020
 
 
 class Embedded(msgspec.Struct, frozen=True):
-    """Unit vectors of shape (texts, dim), and the tokens that they took."""
+    """Unit vectors of shape (texts, dim), and the tokens that they took.
+
+    `codes` are those of each text's tokens (see internal/models/token_codes.py); empty where the model has none, or
+    none were wanted.
+    """
 
     vectors: Vectors
     usage: Usage
+    codes: list[bytes] = []
 
 
 class EmbeddingProvider(Protocol):
@@ -52,7 +57,14 @@ class EmbeddingProvider(Protocol):
         """What the vectors mean, and the table that they belong to."""
         ...
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Embedded:
+    @property
+    def coded(self) -> bool:
+        """Whether the model codes tokens for late interaction."""
+        ...
+
+    async def embed(
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+    ) -> Embedded:
         """One vector a text, in its order. `deadline` is a `time.monotonic()` value.
 
         Raises MODEL_UNAVAILABLE, MODEL_REFUSED, MODEL_BAD_ANSWER.
@@ -79,7 +91,7 @@ class _Endpoint:
         texts: Sequence[str],
         lane: Lane,
         deadline: float | None,
-        body: dict[str, str],
+        body: dict[str, Any],
         headers: dict[str, str],
     ) -> Embedded:
         """One request."""
@@ -97,7 +109,8 @@ class _Endpoint:
         if deadline is not None:
             seconds = min(seconds, deadline - time.monotonic())
         answer = await self._retries.call(attempt, tries=ATTEMPTS[lane], seconds=seconds)
-        return Embedded(_decode(answer, len(texts), self._space.dim), _usage(answer, texts))
+        vectors = _decode(answer, len(texts), self._space.dim)
+        return Embedded(vectors, _usage(answer, texts), _codes(answer) if body.get("token_codes") else [])
 
     def _refusal(self, error: openai.APIStatusError) -> str:
         if isinstance(error, openai.NotFoundError):
@@ -128,12 +141,18 @@ class LocalEmbeddings:
         """The built-in model's."""
         return self._space
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Embedded:
+    @property
+    def coded(self) -> bool:
+        """It does."""
+        return True
+
+    async def embed(
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+    ) -> Embedded:
         """In requests of 64 texts one after the other: the process fills its cores with one of them."""
+        body = {"input_type": kind, "token_codes": codes}
         parts = [
-            await self._endpoint.embed(
-                texts[start : start + LOCAL_BATCH], lane, deadline, {"input_type": kind}, {"X-Lane": lane}
-            )
+            await self._endpoint.embed(texts[start : start + LOCAL_BATCH], lane, deadline, body, {"X-Lane": lane})
             for start in range(0, len(texts), LOCAL_BATCH)
         ]
         return _joined(parts, self._space.dim)
@@ -185,8 +204,15 @@ class OpenAIEmbeddings:
         """The configured model's."""
         return self._space
 
-    async def embed(self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None) -> Embedded:
-        """In batches bounded by count and tokens, up to four at a time; scaled to unit length."""
+    @property
+    def coded(self) -> bool:
+        """No endpoint tells of single tokens."""
+        return False
+
+    async def embed(
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+    ) -> Embedded:
+        """In batches bounded by count and tokens, up to four at a time; scaled to unit length; never with codes."""
         try:
             async with asyncio.TaskGroup() as group:
                 calls = [group.create_task(self._call(batch, lane, deadline)) for batch in batches(texts)]
@@ -241,7 +267,7 @@ def _joined(parts: Sequence[Embedded], dim: int) -> Embedded:
         prompt_tokens=sum(part.usage.prompt_tokens for part in parts),
         estimated=any(part.usage.estimated for part in parts),
     )
-    return Embedded(np.concatenate(vectors), usage)
+    return Embedded(np.concatenate(vectors), usage, [code for part in parts for code in part.codes])
 
 
 def _usage(answer: Any, texts: Sequence[str]) -> Usage:
@@ -250,6 +276,15 @@ def _usage(answer: Any, texts: Sequence[str]) -> Usage:
     if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0:
         return Usage(prompt_tokens=tokens)
     return Usage(prompt_tokens=sum(map(estimate_tokens, texts)), estimated=True)
+
+
+def _codes(answer: Any) -> list[bytes]:
+    """In the order of the texts. `_decode` has looked at the rest of the answer."""
+    items = sorted(answer.data, key=lambda item: item.index)
+    try:
+        return [base64.b64decode(item.token_codes) for item in items]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent no token codes; is it an older one?") from error
 
 
 def _decode(answer: Any, count: int, dim: int) -> Vectors:

@@ -1,7 +1,7 @@
 """SQL of search: one function for each embedding space, so that a search is one round trip.
 
 The function sets tenant and user for its own transaction and then asks as the caller, under every policy. It is never
-replaced in place: other behaviour is a `search_v2_…` beside it, because old and new processes run together.
+replaced in place: other behaviour is a `search_v3_…` beside it, because old and new processes run together.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internal.entities.parsed import Location
-from internal.entities.search import Filters, QueryTerms, SearchHit, Space
+from internal.entities.search import COVERED, Filters, QueryTerms, SearchHit, Space
 from pkg.ctxutil import Context
 
 EXACT_CHUNKS = 1000
@@ -44,7 +44,7 @@ NARROWED = """
 FUNCTION = """
 create function {name}(
     p_tenant uuid, p_user uuid, p_embedding {storage}, p_terms integer[], p_counts real[],
-    p_k integer, p_depth integer, p_pool integer,
+    p_k integer, p_depth integer, p_pool integer, p_reranked integer,
     p_source_types text[], p_document_ids uuid[], p_collections text[], p_tags text[],
     p_after timestamptz, p_before timestamptz, p_mine boolean
 ) returns table (
@@ -75,6 +75,8 @@ declare
     v_both boolean := false;
     v_more boolean;
     v_share float8;
+    v_k integer := p_k;
+    v_pool integer := p_pool;
 begin
     perform set_config('app.tenant_id', p_tenant::text, true), set_config('app.user_id', p_user::text, true),
         set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
@@ -205,6 +207,11 @@ begin
     perform set_config('plan_cache_mode', 'force_generic_plan', true);
     -- The more of the query the best passage covers, the more words count, up to half: across languages, not at all.
     v_share := .5 * least(greatest((v_coverage - .05) / .15, 0), 1);
+    -- Where words tell little, the caller compares more passages by their tokens.
+    if p_embedding is not null and v_share < {told} and p_reranked > p_k then
+        v_k := p_reranked;
+        v_pool := p_pool - p_k + p_reranked;
+    end if;
 
     if v_both then
         return query {place_fused}
@@ -227,12 +234,12 @@ FUSED = """
             union all
             select u.id, null, u.words from unnest(v_word_ids, v_words) as u (id, words)
         ) l group by l.id
-    ) f order by score desc, f.id limit p_pool
+    ) f order by score desc, f.id limit v_pool
 """
 SINGLE = """
     select u.id, case when p_embedding is not null then u.score end as dense,
         case when p_embedding is null then u.score end as words, u.score
-    from unnest(v_dense_ids, v_dense) as u (id, score) order by u.score desc, u.id limit p_pool
+    from unnest(v_dense_ids, v_dense) as u (id, score) order by u.score desc, u.id limit v_pool
 """
 # One passage for each text, with its text and one document: the reader's own, else the oldest that the reader sees.
 PLACE = """
@@ -249,7 +256,7 @@ PLACE = """
     )
     select p.id, p.document_id, p.filename, p.source_type, p.text, p.page, p.heading, p.start_ms, p.end_ms, p.box,
         p.score, p.dense, p.words, v_coverage, v_more
-    from placed p where p.copy = 1 order by p.score desc, p.id limit p_k;
+    from placed p where p.copy = 1 order by p.score desc, p.id limit v_k;
 """
 LIST_GENERATIONS = """
         select coalesce(array_agg(l.generation_id), '{{}}'), coalesce(sum(l.chunk_count), 0) into v_generations, v_scope
@@ -278,6 +285,7 @@ def function_sql(space: Space) -> list[str]:
         exact=EXACT_CHUNKS,
         postings=POSTINGS,
         gain=SATURATION + 1,
+        told=COVERED / 2,
         narrowed=NARROWED,
         visible_r=VISIBLE.format(generation="r.generation_id"),
         visible_v=VISIBLE.format(generation="v.generation_id"),
@@ -297,17 +305,19 @@ async def search(
     terms: QueryTerms | None,
     filters: Filters,
     k: int,
+    reranked: int = 0,
 ) -> Found:
-    """The best `k` passages, in one round trip outside any transaction.
+    """The best `k` passages, in one round trip outside any transaction; up to `reranked` where words tell little.
 
     `embedding` or `terms` is None for a mode that doesn't use it. Copies of one text count once; where they leave the
     answer short, a second round looks among more candidates.
     """
     both = embedding is not None and terms is not None
     pool = k + SPARE
-    found = await _ask(conn, ctx, space, embedding, terms, filters, (k, max(CANDIDATES, pool) if both else pool, pool))
+    depth = max(CANDIDATES, pool) if both else pool
+    found = await _ask(conn, ctx, space, embedding, terms, filters, (k, depth, pool, reranked))
     if len(found.hits) < k and found.more:
-        return await _ask(conn, ctx, space, embedding, terms, filters, (k, MANY, 2 * MANY))
+        return await _ask(conn, ctx, space, embedding, terms, filters, (k, MANY, 2 * MANY, reranked))
     return found
 
 
@@ -318,10 +328,10 @@ async def _ask(
     embedding: npt.NDArray[np.float32] | None,
     terms: QueryTerms | None,
     filters: Filters,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
 ) -> Found:
     rows = await conn.fetch(
-        f"select * from {space.function}($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",  # noqa: S608 - a name made by code
+        f"select * from {space.function}($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",  # noqa: S608 - a name made by code
         ctx.tenant_id,
         ctx.user_id,
         embedding,

@@ -38,6 +38,7 @@ from internal.repositories.spaces import find_space
 from internal.repositories.standings import StandingRepository
 from internal.repositories.task_batches import TaskBatchRepository
 from internal.repositories.tasks import TaskRepository
+from internal.repositories.token_codes import TokenCodeRepository
 from internal.repositories.uploads import UploadRepository
 from internal.repositories.usage import UsageRepository
 from internal.repositories.vectors import VectorRepository
@@ -115,6 +116,11 @@ class Tx:
     def vectors(self) -> VectorRepository:
         """Vectors of passages."""
         return VectorRepository(self._conn, self._ctx)
+
+    @cached_property
+    def token_codes(self) -> TokenCodeRepository:
+        """Codes of the tokens of passages."""
+        return TokenCodeRepository(self._conn, self._ctx)
 
     @cached_property
     def lexicon(self) -> LexiconRepository:
@@ -278,11 +284,14 @@ class Store:
         terms: QueryTerms | None,
         filters: Filters,
         k: int,
+        reranked: int = 0,
     ) -> Found:
         """One round trip: the database function sets tenant and user for itself. See repositories/search.py."""
         _require(ctx)
         async with self._connection() as conn:
-            return await search(conn, ctx, space, embedding=embedding, terms=terms, filters=filters, k=k)
+            return await search(
+                conn, ctx, space, embedding=embedding, terms=terms, filters=filters, k=k, reranked=reranked
+            )
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[asyncpg.Connection]:

@@ -1,6 +1,7 @@
 """SQL of vectors: written in bulk under an unpublished generation, into the partitioned table of a space."""
 
 import struct
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -35,6 +36,13 @@ class _EncodedVector(_Encoded, Vector):
 
 class _EncodedHalfVector(_Encoded, HalfVector):
     """A `halfvec`."""
+
+
+class Known(NamedTuple):
+    """A passage's vector of shape (space.dim,), and the codes of its tokens, empty where it has none."""
+
+    vector: Vectors
+    codes: bytes
 
 
 class VectorRepository:
@@ -72,16 +80,23 @@ class VectorRepository:
             ],
         )
 
-    async def reuse(self, space: Space, text_hashes: list[bytes]) -> dict[bytes, Vectors]:
-        """Vectors that the tenant has for texts with these hashes, of any file, so that nothing is computed twice."""
+    async def reuse(self, space: Space, text_hashes: list[bytes], *, coded: bool) -> dict[bytes, Known]:
+        """What the tenant has for texts with these hashes, of any file, so that nothing is computed twice.
+
+        Where passages are `coded`, only those that are.
+        """
         rows = await self._conn.fetch(
-            f"select distinct on (c.text_hash) c.text_hash, v.embedding from chunks c"  # noqa: S608 - a name made by code
+            f"select distinct on (c.text_hash) c.text_hash, v.embedding, t.codes from chunks c"  # noqa: S608 - a name made by code
             f" join {space.table} v on v.tenant_id = $1 and v.chunk_id = c.id"
-            " where c.tenant_id = $1 and c.text_hash = any($2)",
+            " left join token_codes t on t.tenant_id = $1 and t.chunk_id = c.id"
+            " where c.tenant_id = $1 and c.text_hash = any($2) and (t.codes is not null or $3 is not true)",
             self._ctx.tenant_id,
             text_hashes,
+            coded,
         )
-        return {row["text_hash"]: row["embedding"].to_numpy().astype(np.float32) for row in rows}
+        return {
+            row["text_hash"]: Known(row["embedding"].to_numpy().astype(np.float32), row["codes"] or b"") for row in rows
+        }
 
     async def of_chunks(self, space: Space, chunk_ids: list[UUID]) -> dict[UUID, Vectors]:
         """The vectors of these passages, each of shape (space.dim,)."""

@@ -26,10 +26,10 @@ from internal.entities.tasks import Lease
 from internal.entities.usage import NewUsage, Purpose
 from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import BlobStore
-from internal.providers.embeddings import Vectors
 from internal.providers.ocr import Ocr
 from internal.repositories.broadcasts import Megaphone
 from internal.repositories.store import Store, Tx
+from internal.repositories.vectors import Known
 from internal.services import chunking
 from internal.services.embedder import Embedder
 from internal.services.places import join
@@ -216,7 +216,7 @@ class IngestService:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             share = READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
-            vectors, usage = await self._vectors(ctx, lease, batch, share)
+            known, usage = await self._vectors(ctx, lease, batch, share)
             await failpoints.hit("ingest.after_embed")
             terms = await asyncio.to_thread(self._terms, ctx, batch)
             async with self._store.tenant(ctx) as tx:
@@ -231,7 +231,10 @@ class IngestService:
                 # Another worker may have written some of these; its transaction wrote all that belongs to them.
                 fresh = [place for place, passage in enumerate(batch) if passage.chunk.id in added]
                 ids = [batch[place].chunk.id for place in fresh]
-                await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors[fresh])
+                vectors = np.array([known[place].vector for place in fresh]).reshape(-1, self._embedder.space.dim)
+                await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors)
+                if self._embedder.coded:
+                    await tx.token_codes.add(ids, [known[place].codes for place in fresh])
                 await tx.lexicon.add(generation.id, [terms[place] for place in fresh])
             done += len(batch)
             await failpoints.hit("ingest.after_batch")
@@ -243,22 +246,25 @@ class IngestService:
 
     async def _vectors(
         self, ctx: Context, lease: Lease, batch: list[Passage], share: float
-    ) -> tuple[Vectors, Usage | None]:
-        """One row a passage, and what was computed for it: nothing where this tenant had embedded all of it before.
+    ) -> tuple[list[Known], Usage | None]:
+        """For each passage, and what it took: nothing where this tenant had embedded all of it before.
 
         `share` is done so far.
         """
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, "embedding", share)
-            known = await tx.vectors.reuse(self._embedder.space, [passage.chunk.text_hash for passage in batch])
+            hashes = [passage.chunk.text_hash for passage in batch]
+            known = await tx.vectors.reuse(self._embedder.space, hashes, coded=self._embedder.coded)
         await self._megaphone.task_moved(ctx, lease)
         fresh = {passage.chunk.text_hash: passage.searched for passage in batch if passage.chunk.text_hash not in known}
         usage = None
         if fresh:
             computed = await self._embedder.embed_batch(ctx, list(fresh.values()))
-            known = {**known, **dict(zip(fresh, computed.vectors, strict=True))}
+            codes = computed.codes or [b""] * len(fresh)
+            made = (Known(*each) for each in zip(computed.vectors, codes, strict=True))
+            known = {**known, **dict(zip(fresh, made, strict=True))}
             usage = computed.usage
-        return np.stack([known[passage.chunk.text_hash] for passage in batch]), usage
+        return [known[hashed] for hashed in hashes], usage
 
     async def _publish(self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]) -> bool:
         """One short transaction makes all of it visible, once, whoever built it.

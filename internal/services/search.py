@@ -1,13 +1,17 @@
 """Finding passages: by meaning, by words, or by both."""
 
+import asyncio
 import math
 import time
+from uuid import UUID
 
 import msgspec
 
-from internal.entities.search import SearchHit, SearchMode, SearchRequest, SearchResult
+from internal.entities.search import SearchHit, SearchMode, SearchRequest, SearchResult, share_of_words
+from internal.repositories.search import Found
 from internal.repositories.store import Store
-from internal.services.embedder import Embedder
+from internal.services import late_interaction
+from internal.services.embedder import Embedder, Vectors
 from internal.services.terms import TermAnalyser
 from pkg import logger
 from pkg.apperr import AppError, Code
@@ -31,23 +35,50 @@ class SearchService:
             raise AppError(Code.REQUEST_INVALID, f"k must be between 1 and {MOST_HITS}.")
         started = time.perf_counter()
         terms = self._analyser.query(ctx.tenant_id, request.query) if request.mode is not SearchMode.VECTOR else None
-        embedding = None
+        query = None
         if request.mode is not SearchMode.KEYWORD and request.query.strip():
-            embedding = await self._embedder.embed_query(ctx, request.query)
+            query = await self._embedder.embed_search(ctx, request.query)
+        tokens = query.tokens if query and terms else None
         found = await self._store.search(
-            ctx, self._embedder.space, embedding=embedding, terms=terms, filters=request.filters, k=request.k
+            ctx,
+            self._embedder.space,
+            embedding=query.vector if query else None,
+            terms=terms,
+            filters=request.filters,
+            k=request.k,
+            reranked=0 if tokens is None else late_interaction.RERANKED,
         )
+        hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
         took = (time.perf_counter() - started) * 1000
-        self._log.debug("searched", mode=request.mode.value, hits=len(found.hits), took_ms=round(took, 1))
-        items = [_readable(hit) for hit in found.hits]
-        return SearchResult(items=items, took_ms=round(took, 3), coverage=found.coverage)
+        self._log.debug("searched", mode=request.mode.value, hits=len(hits), took_ms=round(took, 1))
+        return SearchResult(items=hits[: request.k], took_ms=round(took, 3), coverage=found.coverage)
+
+    async def _by_tokens(self, ctx: Context, query: Vectors, found: Found) -> list[SearchHit]:
+        """Hits in the order that their tokens give them, as far as words don't tell."""
+        share = late_interaction.weight(share_of_words(found.coverage))
+        codes: dict[UUID, bytes] = {}
+        if share and len(found.hits) > 1:
+            async with self._store.tenant(ctx) as tx:
+                codes = await tx.token_codes.of_chunks([hit.chunk_id for hit in found.hits])
+        if not codes:
+            return list(map(_readable, found.hits))
+        measured = await asyncio.to_thread(late_interaction.scores, query, list(codes.values()))
+        tokens = dict(zip(codes, measured.tolist(), strict=True))
+        scores = late_interaction.rerank(found.hits, [tokens.get(hit.chunk_id) for hit in found.hits], share)
+        hits = [
+            msgspec.structs.replace(hit, score=_logistic(score)) for hit, score in zip(found.hits, scores, strict=True)
+        ]
+        return sorted(hits, key=lambda hit: -hit.score)
 
 
 def _readable(hit: SearchHit) -> SearchHit:
-    """A fused score says how far a passage is from the candidates' mean: 0 for a single one, negative for half of them.
-
-    The logistic function of it sorts alike and lies between 0 and 1, as readers of a score expect.
-    """
+    """With a score that lies between 0 and 1, as that of a single lane or as its readers expect it."""
     if hit.similarity is None or hit.keyword is None:
         return hit
-    return msgspec.structs.replace(hit, score=1 / (1 + math.exp(-hit.score)))
+    return msgspec.structs.replace(hit, score=_logistic(hit.score))
+
+
+def _logistic(score: float) -> float:
+    """Sorts as a fused score does, which says how far a passage is from the candidates' mean: negative for half of
+    them."""
+    return 1 / (1 + math.exp(-score))

@@ -20,7 +20,10 @@ from tests.e2e.product import Product, finished, upload
 from tests.e2e.world import product_secrets
 from tests.fixtures.files import build
 
-TABLES = ("contents", "documents", "generations", "chunks", "vectors_1", "chunk_terms", "term_frequencies")
+TABLES = (
+    *("contents", "documents", "generations", "chunks", "vectors_1", "token_codes", "chunk_terms"),
+    "term_frequencies",
+)
 
 
 def counts(product: Product, tenant: dict[str, Any]) -> dict[str, int]:
@@ -230,7 +233,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(product, tenant, client):
     assert [attempt["outcome"] for attempt in task["attempts"]] == ["lost", "succeeded"]
     assert hits(client, "marker 199")[0] == "long.pdf"
     after = counts(product, tenant)
-    assert after["chunks"] == after["vectors_1"] == after["chunk_terms"]
+    assert after["chunks"] == after["vectors_1"] == after["token_codes"] == after["chunk_terms"]
     document = client.get(f"/api/v1/documents/{found['document_id']}").json()
     assert document["chunk_count"] == after["chunks"]
     while product.up["processes"]["worker"] == killed:

@@ -11,7 +11,7 @@ import pytest
 from internal.entities.conversations import NOT_IN_DOCUMENTS, Message, Passage
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
-from internal.models.embedding import Embedder, Kind, load
+from internal.models.embedding import Embedder, Kind, Work, load
 from internal.services.chunking_sentences import sentences
 from internal.services.extractive import ExtractiveModel
 from internal.services.prompts import build, standalone
@@ -57,7 +57,8 @@ class Real:
         return self._embed(texts, Kind.PASSAGE)
 
     def _embed(self, texts: Sequence[str], kind: Kind) -> np.ndarray:
-        return self._embedder.forward([window.ids for window in self._embedder.windows(texts, kind)])
+        works = [Work(window.ids) for window in self._embedder.windows(texts, kind)]
+        return np.stack([row.vector for row in self._embedder.forward(works)])
 
 
 async def answer(model: ExtractiveModel, question: str, texts: Sequence[str], history: Sequence[Message] = ()) -> str:

@@ -25,7 +25,7 @@ TOUCHED = [
     "hnsw.ef_search",
     "hnsw.iterative_scan",
 ]
-CALL = "($1, $2, $3, $4, $5, 10, 100, 20, null, null, null, null, null, null, false)"
+CALL = "($1, $2, $3, $4, $5, 10, 100, 20, 50, null, null, null, null, null, null, false)"
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ WORKERS = {
     "UploadRepository.end_expired",
     "UploadRepository.objects",
     "UploadRepository.remove",
+    "TokenCodeRepository.add",
     "VectorRepository",
     "VersionRepository._between",
     "VersionRepository.contents",

