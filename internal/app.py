@@ -36,6 +36,7 @@ from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
 from internal.services.batches import BatchService
 from internal.services.bulk import BulkService
+from internal.services.caching import TwoLevelCache
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
 from internal.services.collections import CollectionService
@@ -111,11 +112,14 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(cache.close)
         workers = open_workers(settings.redis.url.get_secret_value())
         stack.push_async_callback(workers.close)
-        embedder = await _open_embedder(stack, settings, store)
+        caching = TwoLevelCache(cache)
+        caching.start()
+        stack.push_async_callback(caching.close)
+        embedder = await _open_embedder(stack, settings, store, caching)
         tokens = AccessTokens(settings.auth.jwt_secret.get_secret_value(), minutes=settings.auth.access_minutes)
         authenticator = Authenticator(store, tokens)
         passwords = Passwords()
-        searches = SearchService(store, embedder, TermAnalyser())
+        searches = SearchService(store, embedder, TermAnalyser(), caching)
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
         documents = DocumentService(store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb)
@@ -151,6 +155,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             tasks=TaskService(store),
             forecasts=ForecastService(store, workers),
             searches=searches,
+            caching=caching,
             chat=_open_chat(stack, settings, store, searches, embedder),
             usage=UsageService(store),
             events=_open_events(stack, settings, store, authenticator),
@@ -314,7 +319,9 @@ async def _reach_database(name: str, dsn: str) -> None:
         raise AppError(error.code, f"{name}: {error.detail}") from None
 
 
-async def _open_embedder(stack: AsyncExitStack, settings: Settings, store: Store) -> Embedder:
+async def _open_embedder(
+    stack: AsyncExitStack, settings: Settings, store: Store, cache: TwoLevelCache | None = None
+) -> Embedder:
     wanted = space_of(settings)
     space = await store.find_space(wanted)
     if space is None:
@@ -327,7 +334,7 @@ async def _open_embedder(stack: AsyncExitStack, settings: Settings, store: Store
         require(settings, "MODELS__URL")
         provider = LocalEmbeddings(settings.models.url, space)
     stack.push_async_callback(provider.close)
-    return Embedder(provider)
+    return Embedder(provider, cache)
 
 
 def _open_chat(

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from internal.handlers import (
     batches,
+    cache,
     collections,
     conversations,
     dead_letters,
@@ -40,6 +41,7 @@ from internal.handlers.sockets import refusing
 from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
 from internal.services.batches import BatchService
+from internal.services.caching import TwoLevelCache
 from internal.services.chat import ChatService
 from internal.services.collections import CollectionService
 from internal.services.documents import DocumentService
@@ -137,6 +139,8 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     conversations.add_feedback,
     # /api/v1/usage
     usage.get_usage,
+    # /api/v1/cache
+    cache.get_cache_stats,
     # /api/v1/events
     events.follow_events,
     events.stream_events,
@@ -164,6 +168,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     searches: SearchService
     chat: ChatService
     usage: UsageService
+    caching: TwoLevelCache
     events: EventService
     installation: InstallationService
     registry: CollectorRegistry
@@ -189,6 +194,7 @@ PROVIDED = (
     "searches",
     "chat",
     "usage",
+    "caching",
     "events",
     "installation",
     "registry",
@@ -217,6 +223,7 @@ def create_api(api: Api) -> ASGIApp:
     Gauge("event_readers", "Connections that follow events", registry=api.registry).set_function(
         lambda: api.events.readers
     )
+    api.registry.register(cache.CacheMetrics(api.caching))
     api.registry.register(InstallationMetrics(lambda: api.installation.latest))
     return Observation(
         tus.TusHeaders(LingeringClose(replays.around(Allowed(app, methods_of(app))))),

@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
+from typing import cast
 from uuid import UUID
 
 from redis.asyncio import Redis
@@ -63,6 +64,21 @@ class Cache:
         """Keeps the value for at most `seconds`."""
         async with reachable():
             await self._redis.set(name, value, px=max(1, int(seconds * 1000)))
+
+    async def add_counts(self, name: str, counts: dict[str, int], *, seconds: float) -> bool:
+        """Adds to the fields of a hash, which is forgotten `seconds` after the last addition. True when it is done."""
+        async with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for field, count in counts.items():
+                pipe.hincrby(name, field, count)
+            pipe.pexpire(name, max(1, int(seconds * 1000)))
+            await pipe.execute()
+        return True
+
+    async def counts(self, name: str) -> dict[str, int]:
+        """Every field of a hash of counts; none where there is no hash."""
+        async with reachable():
+            found = await cast("Awaitable[dict[bytes, bytes]]", self._redis.hgetall(name))
+        return {field.decode(): int(count) for field, count in found.items()}
 
     async def remove(self, name: str) -> None:
         """Forgets the value."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from internal.entities.parsed import Location
 from internal.entities.search import COVERED, Filters, QueryTerms, SearchHit, Space
+from internal.repositories.rows import sure
 from pkg.ctxutil import Context
 
 EXACT_CHUNKS = 1000
@@ -294,6 +295,19 @@ def function_sql(space: Space) -> list[str]:
         list_generations=LIST_GENERATIONS.format(narrowed=NARROWED),
     )
     return [text, f"grant execute on function {space.function} to dreamhub_app"]
+
+
+class CacheScope(NamedTuple):
+    """What a remembered search depends on besides its words."""
+
+    data_version: int
+    owns: bool
+
+
+async def cache_scope(conn: asyncpg.Connection, ctx: Context) -> CacheScope:
+    """The tenant's data version, and whether the user owns documents; one round trip outside any transaction."""
+    row = sure(await conn.fetchrow("select data_version, owns from cache_scope_v1($1, $2)", ctx.tenant_id, ctx.user_id))
+    return CacheScope(row["data_version"], row["owns"])
 
 
 async def search(

@@ -33,7 +33,7 @@ from internal.repositories.objects import ObjectRepository
 from internal.repositories.outbox import OutboxRepository
 from internal.repositories.processing import ProcessingRepository
 from internal.repositories.room import RoomRepository
-from internal.repositories.search import Found, search
+from internal.repositories.search import CacheScope, Found, cache_scope, search
 from internal.repositories.spaces import find_space
 from internal.repositories.standings import StandingRepository
 from internal.repositories.task_batches import TaskBatchRepository
@@ -292,6 +292,12 @@ class Store:
             return await search(
                 conn, ctx, space, embedding=embedding, terms=terms, filters=filters, k=k, reranked=reranked
             )
+
+    async def cache_scope(self, ctx: Context) -> CacheScope:
+        """What a remembered search depends on; one round trip, as a search."""
+        _require(ctx)
+        async with self._connection() as conn:
+            return await cache_scope(conn, ctx)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[asyncpg.Connection]:

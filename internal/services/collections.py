@@ -27,6 +27,7 @@ class CollectionService:
     async def rename(self, ctx: Context, collection_id: UUID, name: str) -> Collection:
         """Raises COLLECTION_NOT_FOUND or COLLECTION_EXISTS."""
         async with self._store.tenant(ctx) as tx:
+            await tx.lexicon.touch()  # before any row is locked, as a publication does it; searches name collections
             await tx.collections.get(collection_id)
             await tx.collections.rename(collection_id, check_name(name, "collection name"))
             return await tx.collections.get(collection_id)
@@ -34,6 +35,7 @@ class CollectionService:
     async def remove(self, ctx: Context, collection_id: UUID) -> None:
         """Its documents stay, without a collection. Raises COLLECTION_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
+            await tx.lexicon.touch()  # before the documents' rows are locked, as a publication does it
             await tx.collections.get(collection_id)
             await tx.collections.remove(collection_id)
 

@@ -1,8 +1,6 @@
 """Embeds queries and passages, and counts tokens as the embedding model does."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -10,12 +8,10 @@ import numpy.typing as npt
 
 from internal.entities.search import Space
 from internal.providers.embeddings import Embedded, EmbeddingProvider, Lane
+from internal.services.caching import CacheKind, TwoLevelCache
 from pkg.ctxutil import Context
 
 Vectors = npt.NDArray[np.float32]
-
-REMEMBERED_QUERIES = 1024
-"""2 MB at 384 dimensions; with the tokens of usual questions 25 MB, of long ones twice that."""
 
 
 class EmbeddedQuery(msgspec.Struct, frozen=True):
@@ -26,13 +22,12 @@ class EmbeddedQuery(msgspec.Struct, frozen=True):
 
 
 class Embedder:
-    """The configured embedding model, with the last queries' vectors remembered."""
+    """The configured embedding model. Queries are remembered by tenant: the time that an answer takes must not tell
+    what others ask."""
 
-    def __init__(self, provider: EmbeddingProvider, *, remembered: int = REMEMBERED_QUERIES) -> None:
+    def __init__(self, provider: EmbeddingProvider, cache: TwoLevelCache | None = None) -> None:
         self._provider = provider
-        self._remembered = remembered
-        # By tenant too: the time an answer takes must not tell what others ask.
-        self._queries: OrderedDict[tuple[UUID, str], EmbeddedQuery] = OrderedDict()
+        self._cache = cache or TwoLevelCache(None)
 
     @property
     def space(self) -> Space:
@@ -58,24 +53,20 @@ class Embedder:
 
     async def embed_search(self, ctx: Context, text: str) -> EmbeddedQuery:
         """As `embed_query`, with the query's tokens where passages have codes of theirs."""
-        key = (ctx.tenant_id, text)
-        known = self._queries.get(key)
-        if known is not None:
-            self._queries.move_to_end(key)
-            return known
-        found = await self._provider.embed(
-            [text], kind="query", lane="interactive", deadline=ctx.deadline, codes=self.coded
-        )
-        vector, tokens = found.vectors[0], None
-        if found.codes:
-            tokens = np.frombuffer(found.codes[0], "<f2").reshape(-1, self.space.dim).astype(np.float32)
-            tokens.setflags(write=False)
-        vector.setflags(write=False)
-        query = EmbeddedQuery(vector, tokens)
-        self._queries[key] = query
-        if len(self._queries) > self._remembered:
-            self._queries.popitem(last=False)
-        return query
+
+        async def compute() -> bytes:
+            found = await self._provider.embed(
+                [text], kind="query", lane="interactive", deadline=ctx.deadline, codes=self.coded
+            )
+            return found.vectors[0].astype("<f4").tobytes() + b"".join(found.codes)
+
+        dim = self.space.dim
+        named = (self.space.model, self.space.version, str(dim), str(self.coded), text)
+        data = (await self._cache.through(ctx, CacheKind.EMBEDDING, named, compute)).data
+        vector = np.frombuffer(data, "<f4", dim)
+        if not self.coded:
+            return EmbeddedQuery(vector, None)
+        return EmbeddedQuery(vector, np.frombuffer(data, "<f2", offset=4 * dim).reshape(-1, dim).astype(np.float32))
 
     async def count_tokens(self, ctx: Context, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""

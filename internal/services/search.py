@@ -11,6 +11,7 @@ from internal.entities.search import SearchHit, SearchMode, SearchRequest, Searc
 from internal.repositories.search import Found
 from internal.repositories.store import Store
 from internal.services import late_interaction
+from internal.services.caching import CacheKind, Level, TwoLevelCache
 from internal.services.embedder import Embedder, Vectors
 from internal.services.terms import TermAnalyser
 from pkg import logger
@@ -19,20 +20,47 @@ from pkg.ctxutil import Context
 
 MOST_HITS = 100
 
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(SearchResult).decode
+
 
 class SearchService:
     """Searches what the context's user may see."""
 
-    def __init__(self, store: Store, embedder: Embedder, analyser: TermAnalyser) -> None:
+    def __init__(
+        self, store: Store, embedder: Embedder, analyser: TermAnalyser, cache: TwoLevelCache | None = None
+    ) -> None:
         self._store = store
+        self._cache = cache
         self._embedder = embedder
         self._analyser = analyser
         self._log = logger.get("search")
 
     async def search(self, ctx: Context, request: SearchRequest) -> SearchResult:
-        """The best `k` passages, fewer only where fewer match. Raises REQUEST_INVALID, MODEL_UNAVAILABLE."""
+        """The best `k` passages, fewer only where fewer match. Raises REQUEST_INVALID, MODEL_UNAVAILABLE.
+
+        What was found before is answered again as long as the tenant's data is the same, and only then.
+        """
         if not 1 <= request.k <= MOST_HITS:
             raise AppError(Code.REQUEST_INVALID, f"k must be between 1 and {MOST_HITS}.")
+        if self._cache is None:
+            return await self._find(ctx, request)
+        started = time.perf_counter()
+        # The version first, then the search: what is found may be newer than its name says, never older.
+        scope = await self._store.cache_scope(ctx)
+        # Who owns no document sees what everybody sees.
+        reader = str(ctx.user_id) if scope.owns or request.filters.mine else ""
+        named = (self._embedder.space.function, str(scope.data_version), reader, _encode(request).decode("latin-1"))
+
+        async def compute() -> bytes:
+            return _encode(await self._find(ctx, request))
+
+        kept = await self._cache.through(ctx, CacheKind.SEARCH, named, compute)
+        took = round((time.perf_counter() - started) * 1000, 3)
+        state = "miss" if kept.level is Level.MISS else "hit"
+        return msgspec.structs.replace(_decode(kept.data), took_ms=took, cache=state)
+
+    async def _find(self, ctx: Context, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()
         terms = self._analyser.query(ctx.tenant_id, request.query) if request.mode is not SearchMode.VECTOR else None
         query = None
