@@ -174,6 +174,13 @@ class Limits(Section):
     image_megapixels: int = Field(default=60, ge=1)
 
 
+class Cache(Section):
+    """What servers remember."""
+
+    searches: bool = Field(default=True, description="answers of searches, in memory and for an hour in Redis")
+    memory_mb: int = Field(default=32, ge=1, description="of a server's memory")
+
+
 class Tasks(Section):
     """The task ledger. Seconds."""
 
@@ -213,7 +220,7 @@ PRODUCTION_NEEDS: Mapping[str, frozenset[str]] = {
 }
 """What each process can't do without in production. It is given no more than that, so no more is asked of it."""
 
-SECTIONS = ("server", "auth", "db", "redis", "blobs", "ai", "models", "scan", "limits", "tasks", "log")
+SECTIONS = ("server", "auth", "db", "redis", "blobs", "ai", "models", "scan", "limits", "cache", "tasks", "log")
 OWN_NAMES = frozenset({"DREAMHUB_ENV", "DREAMHUB_SECRETS_DIR", "DREAMHUB_HOME", "DREAMHUB_FAILPOINTS"})
 CLIENT_NAMES = frozenset({"DREAMHUB_URL", "DREAMHUB_API_KEY"})
 
@@ -237,6 +244,7 @@ class Settings(BaseSettings):
     models: Models = Models()
     scan: Scan = Scan()
     limits: Limits = Limits()
+    cache: Cache = Cache()
     tasks: Tasks = Tasks()
     log: Log = Log()
 

@@ -43,8 +43,10 @@ CLIENTS = 8
 PER_DOCUMENT = 50
 BASES = 320
 """Passages that are really embedded; the others lie around them, as similar texts do."""
-DEPTHS = {"vector": (10, 20, 20), "hybrid": (10, 100, 20)}
-FUNCTION = f"select * from {SPACE.function}($1, $2, $3, $4, $5, $6, $7, $8, null, null, null, null, null, null, false)"
+DEPTHS = {"vector": (10, 20, 20, 0), "hybrid": (10, 100, 20, 100)}
+FUNCTION = (
+    f"select * from {SPACE.function}($1, $2, $3, $4, $5, $6, $7, $8, $9, null, null, null, null, null, null, false)"
+)
 ITERATIVE = {"jit": "off", "hnsw.iterative_scan": "relaxed_order", "hnsw.ef_search": "100"}
 
 

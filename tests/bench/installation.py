@@ -14,8 +14,13 @@ from internal.repositories import migrate
 from tests.e2e.product import running_product
 from tests.servers import Database
 
-UNLIMITED = {"LIMITS__RATE_PER_MINUTE": "100000000", "LIMITS__QUEUE_DEPTH": "1000000", "LOG__FORMAT": "json"}
-"""A benchmark is one caller that never pauses; log lines are those of a deployment."""
+UNLIMITED = {
+    "LIMITS__RATE_PER_MINUTE": "100000000",
+    "LIMITS__QUEUE_DEPTH": "1000000",
+    "LOG__FORMAT": "json",
+    "CACHE__SEARCHES": "false",
+}
+"""A benchmark is one caller that never pauses, and asks the same again; log lines are those of a deployment."""
 
 
 class Tenant(msgspec.Struct, frozen=True):
@@ -73,10 +78,10 @@ class Installation:
 
 
 @contextlib.contextmanager
-def borrowed(home: Path | None) -> Generator[Installation]:
-    """The one in `home`, or one that is started for the purpose and removed afterwards."""
+def borrowed(home: Path | None, **settings: str) -> Generator[Installation]:
+    """The one in `home`, or one that is started for the purpose with these settings and removed afterwards."""
     if home is not None:
         yield Installation(home)
         return
-    with running_product(**UNLIMITED) as product:
+    with running_product(**(UNLIMITED | settings)) as product:
         yield Installation(product.home)
