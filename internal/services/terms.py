@@ -27,6 +27,8 @@ UNSPACED = (
     "\u3040-\u30ff\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 )
 TOKEN = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)?")
+# 2,450 or 1,234,567.89: what stands between the commas are words of their own, and the number without them is one too.
+GROUPED = re.compile(r"(?<!\d)(?<!\d[.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 FIRST_UNSPACED = "\u0e00"
 DROPPED_MARKS = dict.fromkeys(range(0x300, 0x370)) | {0x2019: "'"}
 
@@ -54,9 +56,10 @@ class TermAnalyser:
         self._stem = lru_cache(maxsize=50_000)(Stemmer.Stemmer("english", 0).stemWord)
 
     def terms(self, text: str) -> list[str]:
-        """Every term in the order of the text, repeated as often as it stands there."""
-        found: list[str] = []
-        for match in TOKEN.finditer(fold(text)):
+        """Every term, repeated as often as it stands in the text: numbers without their commas, then all in order."""
+        folded = fold(text)
+        found = [number.replace(",", "") for number in GROUPED.findall(folded)] if "," in folded else []
+        for match in TOKEN.finditer(folded):
             token = match.group()
             if token >= FIRST_UNSPACED and _is_unspaced(token[0]):
                 found.extend(token)
