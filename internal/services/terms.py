@@ -1,17 +1,19 @@
 """Turns text into the terms that keyword search counts, for English, Chinese and whatever else is mixed with them.
 
 Words are folded (NFKC, case, accents) and stemmed as English; stop words are left out. Scripts that put no spaces
-between words give their characters and their adjacent pairs, so that any substring of a sentence finds it.
+between words give their characters and their adjacent pairs, so that any substring of a sentence finds it. Traditional
+characters count as simplified ones, one by one: what that makes alike (後 and 后) is alike in texts and queries.
 """
 
 import hashlib
 import re
 import unicodedata
 from collections import Counter
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from uuid import UUID
 
+import opencc
 import Stemmer
 
 from internal.entities.search import TERM_SPACE, ChunkTerms, QueryTerms
@@ -41,12 +43,25 @@ STOP_WORDS = frozenset(
 )
 
 
+# Where a traditional character may stand: the unified ideographs with their extensions A to E.
+IDEOGRAPHS = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0x20000, 0x2EBE1))
+
+
+@cache
+def _simplified() -> dict[int, str]:
+    """Each of 4,600 traditional characters and the simplified one for it, by OpenCC's table of characters."""
+    characters = [chr(code) for start, end in IDEOGRAPHS for code in range(start, end)]
+    # A line each, so that no two of them are read as a word.
+    found = opencc.OpenCC("t2s").convert("\n".join(characters)).split("\n")
+    return {ord(one): other for one, other in zip(characters, found, strict=True) if one != other}
+
+
 def fold(text: str) -> str:
-    """Compatible forms, case and accents made alike; full-width and half-width letters too."""
+    """Compatible forms, case, accents and Chinese characters made alike; full-width and half-width letters too."""
     if text.isascii():
         return text.lower()
     bare = unicodedata.normalize("NFKD", text).translate(DROPPED_MARKS)
-    return unicodedata.normalize("NFC", bare).casefold()
+    return unicodedata.normalize("NFC", bare).casefold().translate(_simplified())
 
 
 class TermAnalyser:

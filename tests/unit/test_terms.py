@@ -30,6 +30,8 @@ ANALYSER = TermAnalyser()
         ("", []),
         ("?!…——、。", []),
         ("_snake_case_", ["snake", "case"]),
+        ("資料庫", ["资", "料", "库", "资料", "料库"]),
+        ("𠀾皇后在後面", ["𠀾", "皇", "后", "在", "后", "面", "𠀾皇", "皇后", "后在", "在后", "后面"]),
         ("2,450 of 1,234,567.89", ["2450", "1234567", "2", "450", "1", "234", "567", "89"]),
         ("共２，４５０，其中", ["2450", "共", "2", "450", "其", "中", "其中"]),
         ("1,2,3 and 10,2000", ["1", "2", "3", "10", "2000"]),
@@ -37,6 +39,12 @@ ANALYSER = TermAnalyser()
 )
 def test_terms(text: str, terms: list[str]) -> None:
     assert ANALYSER.terms(text) == terms
+
+
+def test_traditional_and_simplified_find_each_other() -> None:
+    traditional, simplified = "臺灣的資料庫發展與圖書館網絡", "台湾的资料库发展与图书馆网络"
+    assert ANALYSER.terms(traditional) == ANALYSER.terms(simplified)
+    assert ANALYSER.terms("ＰｏｓｔｇｒｅＳＱＬ 的行級安全") == ANALYSER.terms("PostgreSQL的行级安全")
 
 
 def test_every_substring_of_a_chinese_sentence_shares_all_its_terms() -> None:
