@@ -23,6 +23,15 @@ CANDIDATES = 100
 """Passages of each lane that are fused."""
 SPARE, MANY = 10, 2000
 """Passages looked at beyond those asked for, so that copies can be dropped; and how many when that is too few."""
+WHOLE_LEAST = 0.15
+"""A passage with all of a query's terms reaches this share of the most that its score could be, unless it has over
+1,800 terms; what doesn't reach it needn't be looked at."""
+WHOLE_BONUS = 10.0
+"""Deviations by which such a passage comes before the others: who asks in the words of a text wants that text.
+
+Of 200 phrases of six characters .96 find their passage first instead of .88 (rgb_zh_refine), .97 instead of .91
+(docqa_zh); the public sets' questions are answered as well as before, within .001.
+"""
 SATURATION, LENGTH_SHARE, USUAL_LENGTH = 1.2, 0.5, 200.0
 """BM25's k1 and b, and a constant in place of the average length: measured in docs/adr/0003-keyword-search.md."""
 
@@ -73,6 +82,8 @@ declare
     v_nominators integer[];
     v_most float8;
     v_coverage float8 := 0;
+    v_whole uuid[] := '{{}}';
+    v_known boolean := false;
     v_both boolean := false;
     v_more boolean;
     v_share float8;
@@ -162,6 +173,7 @@ begin
             from unnest(p_terms, p_counts) as t (term, count)
             left join term_frequencies f on f.tenant_id = p_tenant and f.term = t.term and f.chunks > 0
         ) q;
+        v_known := cardinality(p_terms) > 1 and coalesce(cardinality(v_terms), 0) = cardinality(p_terms);
         if v_terms is null then
             null;
         elsif v_listed then
@@ -206,6 +218,11 @@ begin
         v_word_ids := v_all_ids;
     end if;
     perform set_config('plan_cache_mode', 'force_generic_plan', true);
+    if v_known and v_coverage >= {whole_least} then
+        select coalesce(array_agg(w.chunk_id), '{{}}') into v_whole from chunk_terms w
+        where w.tenant_id = p_tenant and w.terms @> p_terms and w.chunk_id = any(array(
+            select u.id from unnest(v_word_ids, v_words) as u (id, score) where u.score >= {whole_least} * v_most));
+    end if;
     -- The more of the query the best passage covers, the more words count, up to half: across languages, not at all.
     v_share := .5 * least(greatest((v_coverage - .05) / .15, 0), 1);
     -- Where words tell little, the caller compares more passages by their tokens.
@@ -228,7 +245,8 @@ end $search$;
 FUSED = """
     select f.id, f.dense, f.words,
         (1 - v_share) * coalesce((f.dense - avg(f.dense) over ()) / nullif(stddev_pop(f.dense) over (), 0), 0)
-        + v_share * coalesce((f.words - avg(f.words) over ()) / nullif(stddev_pop(f.words) over (), 0), 0) as score
+        + v_share * coalesce((f.words - avg(f.words) over ()) / nullif(stddev_pop(f.words) over (), 0), 0)
+        + case when f.id = any(v_whole) then {whole_bonus} else 0 end as score
     from (
         select l.id, max(l.dense) as dense, max(l.words) as words from (
             select u.id, u.dense, null::float8 as words from unnest(v_dense_ids, v_dense) as u (id, dense)
@@ -239,8 +257,9 @@ FUSED = """
 """
 SINGLE = """
     select u.id, case when p_embedding is not null then u.score end as dense,
-        case when p_embedding is null then u.score end as words, u.score
-    from unnest(v_dense_ids, v_dense) as u (id, score) order by u.score desc, u.id limit v_pool
+        case when p_embedding is null then u.score end as words,
+        u.score + case when u.id = any(v_whole) then v_most else 0 end as score
+    from unnest(v_dense_ids, v_dense) as u (id, score) order by 4 desc, u.id limit v_pool
 """
 # One passage for each text, with its text and one document: the reader's own, else the oldest that the reader sees.
 PLACE = """
@@ -287,10 +306,11 @@ def function_sql(space: Space) -> list[str]:
         postings=POSTINGS,
         gain=SATURATION + 1,
         told=COVERED / 2,
+        whole_least=WHOLE_LEAST,
         narrowed=NARROWED,
         visible_r=VISIBLE.format(generation="r.generation_id"),
         visible_v=VISIBLE.format(generation="v.generation_id"),
-        place_fused=PLACE.format(ranked=FUSED, narrowed=NARROWED),
+        place_fused=PLACE.format(ranked=FUSED.format(whole_bonus=WHOLE_BONUS), narrowed=NARROWED),
         place_single=PLACE.format(ranked=SINGLE, narrowed=NARROWED),
         list_generations=LIST_GENERATIONS.format(narrowed=NARROWED),
     )

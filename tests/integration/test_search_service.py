@@ -88,3 +88,20 @@ async def test_a_model_that_is_away_is_told(service: SearchService, library: Lib
     with pytest.raises(AppError) as caught:
         await service.search(ctx, SearchRequest(query="refunds"))
     assert caught.value.code is Code.MODEL_UNAVAILABLE
+
+
+@pytest.mark.parametrize("mode", [SearchMode.HYBRID, SearchMode.KEYWORD])
+async def test_who_asks_in_the_words_of_a_text_gets_that_text(
+    service: SearchService, library: Library, mode: SearchMode
+) -> None:
+    """A passage that has them all comes before shorter ones that have the rarest of them again and again."""
+    ctx = await library.tenant()
+    others = ["付款付款付款", "退还退还退还", "预付款的预付款", "三十天三十天", "退款 退款"] * 4
+    rest = "合同期限为一年，双方另有约定的除外。" * 8
+    wanted = f"{rest}供应商须在三十天内退还全部预付款。{rest}"
+    await library.add(ctx, [f"{text}{number}" for number, text in enumerate(others)])
+    await library.add(ctx, [wanted])
+    for phrase in ("三十天内退还全部预付款", "退还全部預付款", "三十天内"):
+        found = (await service.search(ctx, SearchRequest(query=phrase, mode=mode, k=5))).items
+        assert found[0].text == wanted, phrase
+        assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
