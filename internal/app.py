@@ -36,7 +36,7 @@ from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
 from internal.services.batches import BatchService
 from internal.services.bulk import BulkService
-from internal.services.caching import TwoLevelCache
+from internal.services.caching import SharedLevel, TwoLevelCache
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
 from internal.services.collections import CollectionService
@@ -75,6 +75,7 @@ from pkg import failpoints, logger, telemetry, watchdog
 from pkg.apperr import AppError, SettingsError
 from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
 from pkg.required import login, missing, require
+from pkg.sealing import Sealer
 from pkg.version import version
 from pkg.workdir import workdir
 
@@ -112,7 +113,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         stack.push_async_callback(cache.close)
         workers = open_workers(settings.redis.url.get_secret_value())
         stack.push_async_callback(workers.close)
-        caching = TwoLevelCache(cache, memory_bytes=settings.cache.memory_mb * MEGABYTE)
+        sealer = Sealer(settings.auth.jwt_secret.get_secret_value(), "cache")
+        caching = TwoLevelCache(SharedLevel(cache, sealer), memory_bytes=settings.cache.memory_mb * MEGABYTE)
         caching.start()
         stack.push_async_callback(caching.close)
         embedder = await _open_embedder(stack, settings, store, caching)

@@ -177,7 +177,7 @@ class Limits(Section):
 class Cache(Section):
     """What servers remember."""
 
-    searches: bool = Field(default=True, description="answers of searches, in memory and for an hour in Redis")
+    searches: bool = Field(default=True, description="answers of searches, in memory and sealed in Redis")
     memory_mb: int = Field(default=32, ge=1, description="of a server's memory")
 
 

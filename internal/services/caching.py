@@ -18,6 +18,7 @@ from pkg import logger
 from pkg.apperr import AppError
 from pkg.ctxutil import Context
 from pkg.resilience import CircuitBreaker
+from pkg.sealing import Sealer
 
 T = TypeVar("T")
 
@@ -90,11 +91,19 @@ class Kept(NamedTuple):
     level: Level
 
 
-class TwoLevelCache:
-    """Values by tenant, kind and name. Without a Redis the memory alone, as where Redis doesn't answer."""
+class SharedLevel(NamedTuple):
+    """The level that all servers share, and what seals values there: Redis sees nothing of them, and who writes there
+    can't make an answer or move one to another tenant."""
 
-    def __init__(self, redis: Cache | None, *, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._redis = redis
+    redis: Cache
+    sealer: Sealer
+
+
+class TwoLevelCache:
+    """Values by tenant, kind and name. Without a shared level the memory alone, as where Redis doesn't answer."""
+
+    def __init__(self, shared: SharedLevel | None, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._shared = shared
         self._room = memory_bytes
         self._memory: OrderedDict[str, bytes] = OrderedDict()
         self._size = 0
@@ -148,21 +157,22 @@ class TwoLevelCache:
         """What the tenant's requests found, over all servers as far as they have told."""
         counts: dict[str, int] = {}
         if await self._tell(ctx.tenant_id):
-            counts = await self._ask(lambda redis: redis.counts(_counts_key(ctx.tenant_id))) or {}
+            counts = await self._ask(lambda shared: shared.redis.counts(_counts_key(ctx.tenant_id))) or {}
         else:
             counts = {field: count for (tenant, field), count in self._untold.items() if tenant == ctx.tenant_id}
         kinds = {kind: CacheCounts(*(counts.get(f"{kind}.{level}", 0) for level in Level)) for kind in CacheKind}
-        return CacheState(kinds, len(self._memory), self._size, self._redis is not None and not self._circuit.open_for)
+        return CacheState(kinds, len(self._memory), self._size, self._shared is not None and not self._circuit.open_for)
 
     async def _fetch(self, name: str, kind: CacheKind, compute: Callable[[], Awaitable[bytes]]) -> Kept:
-        data = await self._ask(lambda redis: redis.get(name))
+        sealed = await self._ask(lambda shared: shared.redis.get(name))
+        data = self._shared.sealer.open(name, sealed) if self._shared and sealed else None
         if data is not None:
             self._keep(name, data)
             return Kept(data, Level.REDIS)
         made = await compute()
         self._keep(name, made)
         if len(made) <= LARGEST_BYTES:
-            await self._ask(lambda redis: redis.set(name, made, seconds=kind.seconds))
+            await self._ask(lambda shared: shared.redis.set(name, shared.sealer.seal(name, made), seconds=kind.seconds))
         return Kept(made, Level.MISS)
 
     def _land(self, name: str, flight: "asyncio.Task[Kept]") -> None:
@@ -182,12 +192,12 @@ class TwoLevelCache:
             _name, oldest = self._memory.popitem(last=False)
             self._size -= len(oldest) + OVERHEAD_BYTES
 
-    async def _ask(self, verb: Callable[[Cache], Awaitable[T]]) -> T | None:
+    async def _ask(self, verb: Callable[[SharedLevel], Awaitable[T]]) -> T | None:
         """What Redis answers; None where it doesn't, or hasn't a moment ago."""
-        if self._redis is None or self._circuit.open_for:
+        if self._shared is None or self._circuit.open_for:
             return None
         try:
-            found = await verb(self._redis)
+            found = await verb(self._shared)
         except AppError:
             self._circuit.fail()
             self._log.warning("redis is away; this server's memory is all that is cached")
@@ -197,7 +207,7 @@ class TwoLevelCache:
 
     def _count(self, ctx: Context, kind: CacheKind, level: Level) -> None:
         self._totals[kind, level] += 1
-        if self._redis is not None:
+        if self._shared is not None:
             self._untold[ctx.tenant_id, f"{kind}.{level}"] += 1
 
     async def _tell_on(self) -> None:
@@ -209,11 +219,13 @@ class TwoLevelCache:
     async def _tell(self, tenant: UUID) -> bool:
         """Hands a tenant's counts to Redis; False where it doesn't take them, and they wait."""
         counts = {field: count for (owner, field), count in self._untold.items() if owner == tenant}
-        told = await self._ask(lambda redis: redis.add_counts(_counts_key(tenant), counts, seconds=COUNTS_SECONDS))
+        told = await self._ask(
+            lambda shared: shared.redis.add_counts(_counts_key(tenant), counts, seconds=COUNTS_SECONDS)
+        )
         if told:
             self._untold -= Counter({(tenant, field): count for field, count in counts.items()})
         return bool(told)
 
 
 def _counts_key(tenant: UUID) -> str:
-    return key(tenant, "cache_counts")
+    return key(tenant, "cache-counts")

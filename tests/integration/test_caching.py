@@ -11,13 +11,14 @@ from redis.asyncio import Redis
 from internal.entities.search import Filters, SearchRequest, SearchResult
 from internal.providers.embeddings import OpenAIEmbeddings
 from internal.repositories.cache import open_cache
-from internal.services.caching import LARGEST_BYTES, CacheKind, Level, TwoLevelCache
+from internal.services.caching import LARGEST_BYTES, CacheKind, Level, SharedLevel, TwoLevelCache
 from internal.services.embedder import Embedder
 from internal.services.search import SearchService
 from internal.services.terms import TermAnalyser
 from pkg.apperr import AppError, Code
 from pkg.config import Ai
 from pkg.ctxutil import Context
+from pkg.sealing import Sealer
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 from tests.library import SPACE, Library
 from tests.servers import Database
@@ -59,7 +60,7 @@ async def house(library: Library, redis_url: str) -> AsyncGenerator[House]:
         provider = OpenAIEmbeddings(Ai(base_url=fake.base_url, embedding_model=SPACE.model), SPACE)
         servers: list[Server] = []
         for cache in caches:
-            caching = TwoLevelCache(cache)
+            caching = TwoLevelCache(SharedLevel(cache, Sealer("secret", "cache")))
             caching.start()
             searches = SearchService(library.app, Embedder(provider, caching), TermAnalyser(), caching)
             servers.append(Server(caching, searches))
@@ -83,6 +84,26 @@ async def test_a_repeated_search_is_remembered_by_every_server(house: House, lib
     assert len(house.fake.requests) == 1
     assert (await house.one.ask(ctx, SearchRequest(query="refunds", k=1)))[0] == "miss"
     assert len(house.fake.requests) == 1, "the words are embedded once"
+
+
+async def test_redis_holds_nothing_readable_and_what_somebody_wrote_there_is_no_answer(
+    house: House, library: Library
+) -> None:
+    ctx, other = await library.tenant(), await library.tenant()
+    await library.add(ctx, ["refunds take thirty days"])
+    await library.add(other, ["no refunds at all"])
+    await house.one.ask(ctx)
+    await house.one.ask(other)
+    ((first, one), (second, two)) = [
+        (key, await house.redis.get(key))
+        for tenant in (ctx.tenant_id, other.tenant_id)
+        async for key in house.redis.scan_iter(f"t:{tenant}:search:*")
+    ]
+    assert b"refund" not in one + two
+    await house.redis.set(first, two)
+    await house.redis.set(second, b"x" * 100)
+    assert await house.two.ask(ctx) == ("miss", ["refunds take thirty days"])
+    assert await house.two.ask(other) == ("miss", ["no refunds at all"])
 
 
 Change = Callable[[Library, Context, UUID], Awaitable[object]]
@@ -221,7 +242,8 @@ async def test_an_error_is_not_kept(house: House, library: Library) -> None:
 
 async def test_without_redis_memory_is_all(library: Library) -> None:
     away = open_cache("redis://127.0.0.1:1/0")
-    caching, ctx = TwoLevelCache(away), await library.tenant()
+    caching = TwoLevelCache(SharedLevel(away, Sealer("secret", "cache")))
+    ctx = await library.tenant()
     asked = 0
 
     async def compute() -> bytes:
