@@ -30,6 +30,7 @@ from pkg.config import LOCAL_EMBEDDING_DIM, Settings
 TIMEOUT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 EMBEDDING_SECONDS = 30.0  # an endpoint on this machine may have to load its model
+LITTLE_RECALL = 0.95
 GIB = 2**30
 LITTLE_SPACE, TOO_LITTLE_SPACE = 10 * GIB, 1 * GIB
 START = "start everything on this machine with `dreamhub up`"
@@ -82,7 +83,7 @@ async def examine(home: Path | None) -> AsyncIterator[Finding]:
     yield _python()
     yield _libmagic()
     try:
-        settings = settings_of_running(home)
+        settings = settings_of_running(home, owner=True)
     except SettingsError as error:
         for line in str(error).splitlines():
             yield Finding(Level.FAIL, "Settings", line)
@@ -148,6 +149,7 @@ async def _postgres(settings: Settings) -> list[Finding]:
     else:
         found.append(Finding(Level.OK, "Migrations", "up to date"))
         found += await _installation(dsn)
+        found += await _recall(settings)
     return found
 
 
@@ -158,6 +160,23 @@ async def _installation(dsn: str) -> list[Finding]:
     except AppError as error:
         return [Finding(Level.WARN, "Relay", error.detail, f"let DB__DSN log in as {migrate.APP}")]
     return [_relay(seen), _alerts(seen), _objects(seen)]
+
+
+async def _recall(settings: Settings) -> list[Finding]:
+    """Of the vector index, over a sample of what is stored; the owner alone may look at every tenant's."""
+    dsn, subject = settings.db.owner_dsn.get_secret_value(), "Vector index"
+    if not dsn:
+        return []
+    try:
+        seen = await probe.recall(dsn, space_of(settings), TIMEOUT_SECONDS)
+    except AppError as error:
+        return [Finding(Level.WARN, subject, error.detail, "check DB__OWNER_DSN")]
+    if seen is None:
+        return [Finding(Level.OK, subject, "every tenant is so small that its passages are compared one by one")]
+    text = f"finds {seen.share:.1%} of the ten nearest passages, {seen.queries} tries in {seen.tenants} tenants"
+    if seen.share < LITTLE_RECALL:
+        return [Finding(Level.WARN, subject, text, "reindex the largest tenants' partitions (reindex concurrently)")]
+    return [Finding(Level.OK, subject, text)]
 
 
 def _relay(seen: Installation) -> Finding:

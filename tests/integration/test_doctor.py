@@ -1,13 +1,17 @@
 """`dreamhub doctor` against servers that are well, ill, and absent."""
 
+import re
 from pathlib import Path
 
 import asyncpg
+import numpy as np
 import pytest
 
 from dreamhub.doctor import Finding, Level, examine
 from internal.entities.ids import new_id
+from internal.repositories.search import EXACT_CHUNKS
 from tests.fakes.openai_server import running_fake
+from tests.library import SPACE, Library
 from tests.servers import Database
 
 DIMENSION = 32
@@ -133,3 +137,25 @@ async def look(conn: asyncpg.Connection, *, seconds: float, alerts: str) -> None
         last,
         seconds,
     )
+
+
+@pytest.mark.usefixtures("well")
+async def test_the_index_is_tried_on_what_is_stored(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Vector index" not in await report(tmp_path), "the application's login sees no tenant's rows"
+    monkeypatch.setenv("DB__OWNER_DSN", database.owner)
+    small = (await report(tmp_path))["Vector index"]
+    assert (small.level, "one by one" in small.text) == (Level.OK, True)
+    library = await Library.open(database)
+    draw = np.random.default_rng(5)
+    ctx = await library.tenant()
+    vectors = draw.standard_normal((EXACT_CHUNKS + 200, SPACE.dim)).astype(np.float32)
+    await library.add(ctx, [f"passage {number}" for number in range(len(vectors))], embeddings=vectors)
+    async with library.worker.tenant(ctx) as tx:
+        await tx.vectors.analyze(SPACE)
+    await library.close()
+    found = (await report(tmp_path))["Vector index"]
+    share = re.fullmatch(r"finds ([\d.]+)% of the ten nearest passages, 20 tries in 1 tenants", found.text)
+    assert share is not None, found
+    assert float(share[1]) > 80
