@@ -323,6 +323,6 @@ def _pressed(sight: Sight, raised: Raised) -> Generator[Finding]:
 
 SILENT = {
     "redis": "Redis doesn't answer; tasks wait, and progress isn't told.",
-    "models": "The models don't answer; files wait to be read, and searches go by words alone.",
+    "models": "The models don't answer; files wait to be read, and searches are answered by mode keyword alone.",
     "clamd": "The virus scanner doesn't answer; uploads are refused until it does.",
 }

@@ -11,6 +11,8 @@ import typer
 from pydantic import SecretStr
 
 from dreamhub.__main__ import app
+from internal.entities.tasks import Queue
+from internal.entities.watch import ALERTS
 from internal.handlers.routes import ROUTES
 from pkg import config
 
@@ -143,6 +145,14 @@ def test_commands_and_their_options_exist(page: Path):
             command = COMMANDS.commands[name]
             options = {option for parameter in command.params for option in parameter.opts}
             assert {argument for argument in arguments if argument.startswith("-")} <= options
+
+
+def test_the_operators_page_says_what_to_do_about_every_alert():
+    table = OPERATORS.partition("| alert | means |")[2].partition("\n\n")[0]
+    told = set(re.findall(r"^\| `([a-z_.]+?)(?:\.QUEUE)?` \|", table, re.MULTILINE))
+    raised = {name.removesuffix(f".{queue}") for name in ALERTS for queue in Queue if name.endswith(f".{queue}")}
+    plain = {name for name in ALERTS if not any(name.endswith(f".{queue}") for queue in Queue)}
+    assert told == raised | plain | {"document.file_missing"}
 
 
 def test_every_decision_has_its_three_parts_and_is_listed():
