@@ -23,6 +23,7 @@ from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
 from internal.providers.ocr import LocalOcr
+from internal.providers.rerank import RerankEndpoint
 from internal.repositories import migrate as migrations
 from internal.repositories import probe
 from internal.repositories.broadcasts import Listener, Megaphone
@@ -121,7 +122,13 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         tokens = AccessTokens(settings.auth.jwt_secret.get_secret_value(), minutes=settings.auth.access_minutes)
         authenticator = Authenticator(store, tokens)
         passwords = Passwords()
-        searches = SearchService(store, embedder, TermAnalyser(), caching if settings.cache.searches else None)
+        searches = SearchService(
+            store,
+            embedder,
+            TermAnalyser(),
+            caching if settings.cache.searches else None,
+            _open_reranker(stack, settings),
+        )
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
         documents = DocumentService(store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb)
@@ -337,6 +344,16 @@ async def _open_embedder(
         provider = LocalEmbeddings(settings.models.url, space)
     stack.push_async_callback(provider.close)
     return Embedder(provider, cache)
+
+
+def _open_reranker(stack: AsyncExitStack, settings: Settings) -> RerankEndpoint | None:
+    if bool(settings.ai.rerank_url) != bool(settings.ai.rerank_model):
+        raise SettingsError("AI__RERANK_URL and AI__RERANK_MODEL: set both, or neither")
+    if not settings.ai.rerank_url:
+        return None
+    reranker = RerankEndpoint(settings.ai)
+    stack.push_async_callback(reranker.close)
+    return reranker
 
 
 def _open_chat(

@@ -92,6 +92,10 @@ class Blobs(Section):
         return value
 
 
+def _several(keys: SecretStr) -> tuple[str, ...]:
+    return tuple(key.strip() for key in keys.get_secret_value().split(",") if key.strip())
+
+
 class Ai(Section):
     """An OpenAI-compatible endpoint. Each model that isn't named is the built-in local one."""
 
@@ -103,8 +107,11 @@ class Ai(Section):
     vision_model: str = ""
     transcription_model: str = ""
     timeout_seconds: float = Field(default=60.0, gt=0)
+    rerank_url: str = Field(default="", description="the address that passages are posted to for their order")
+    rerank_model: str = ""
+    rerank_api_key: SecretStr = Field(default=SecretStr(""), description="where it isn't `api_key`")
 
-    @field_validator("base_url")
+    @field_validator("base_url", "rerank_url")
     @classmethod
     def _web_address(cls, value: str) -> str:
         parts = urlsplit(value)
@@ -115,7 +122,12 @@ class Ai(Section):
     @property
     def api_keys(self) -> tuple[str, ...]:
         """The keys, several of them separated by commas."""
-        return tuple(key.strip() for key in self.api_key.get_secret_value().split(",") if key.strip())
+        return _several(self.api_key)
+
+    @property
+    def rerank_keys(self) -> tuple[str, ...]:
+        """Those of the reranking endpoint."""
+        return _several(self.rerank_api_key) or self.api_keys
 
 
 class Models(Section):

@@ -90,11 +90,15 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Hits, best first. `coverage` is the best BM25 score as a share of the most that the query could reach."""
+    """Hits, best first. `coverage` is the best BM25 score as a share of the most that the query could reach.
+
+    Not `whole` is one that a part of the search had no share in, because it didn't answer.
+    """
 
     items: list[SearchHit]
     took_ms: float
     cache: str = "miss"
+    whole: bool = True
     coverage: float = 0.0
 
 

@@ -94,9 +94,9 @@ async def recall(dsn: str, space: Space, timeout: float) -> Recall | None:  # no
         raise AppError(Code.DATABASE_UNAVAILABLE, f"the index can't be tried: {_reason(error)}") from None
 
 
-async def _recall(conn: asyncpg.Connection, space: Space) -> Recall | None:
-    found = await find_space(conn, space)
-    if found is None:
+async def _recall(conn: asyncpg.Connection, wanted: Space) -> Recall | None:
+    space = await find_space(conn, wanted)
+    if space is None:
         return None
     tenants = await conn.fetch(
         "select tenant_id from tenant_statistics where chunks > $1 order by chunks desc limit $2",
@@ -107,12 +107,12 @@ async def _recall(conn: asyncpg.Connection, space: Space) -> Recall | None:
     await conn.execute(
         "set hnsw.iterative_scan = 'relaxed_order'; set hnsw.ef_search = 100; set plan_cache_mode = 'force_custom_plan'"
     )
-    distance = f"embedding <=> $2::text::{found.storage}"
-    near = f"select chunk_id from {found.table} where tenant_id = $1 order by"  # noqa: S608 - a name made by code
+    distance = f"embedding <=> $2::text::{space.storage}"
+    near = f"select chunk_id from {space.table} where tenant_id = $1 order by"  # noqa: S608 - a name made by code
     shares: list[float] = []
     for (tenant,) in tenants:
         sample = await conn.fetch(
-            f"select embedding::text from {found.table} where tenant_id = $1 order by random() limit $2",  # noqa: S608 - likewise
+            f"select embedding::text from {space.table} where tenant_id = $1 order by random() limit $2",  # noqa: S608 - likewise
             tenant,
             RECALL_QUERIES,
         )

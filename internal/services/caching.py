@@ -84,6 +84,10 @@ class CacheState(msgspec.Struct, frozen=True):
     redis: bool
 
 
+class Passing(bytes):
+    """A value that isn't kept: good enough for those who ask at this moment."""
+
+
 class Kept(NamedTuple):
     """Bytes, and where they came from."""
 
@@ -134,7 +138,7 @@ class TwoLevelCache:
     ) -> Kept:
         """What is kept under this name, else what `compute` gives, asked once however many wait for it here.
 
-        Raises what `compute` raises, for all who wait.
+        What it gives as `Passing` isn't kept. Raises what `compute` raises, for all who wait.
         """
         name = key(ctx.tenant_id, kind, *parts)
         data = self._memory.get(name)
@@ -170,6 +174,8 @@ class TwoLevelCache:
             self._keep(name, data)
             return Kept(data, Level.REDIS)
         made = await compute()
+        if isinstance(made, Passing):
+            return Kept(made, Level.MISS)
         self._keep(name, made)
         if len(made) <= LARGEST_BYTES:
             await self._ask(lambda shared: shared.redis.set(name, shared.sealer.seal(name, made), seconds=kind.seconds))

@@ -8,10 +8,11 @@ from uuid import UUID
 import msgspec
 
 from internal.entities.search import SearchHit, SearchMode, SearchRequest, SearchResult, share_of_words
+from internal.providers.rerank import RerankEndpoint
 from internal.repositories.search import Found
 from internal.repositories.store import Store
 from internal.services import late_interaction
-from internal.services.caching import CacheKind, Level, TwoLevelCache
+from internal.services.caching import CacheKind, Level, Passing, TwoLevelCache
 from internal.services.embedder import Embedder, Vectors
 from internal.services.terms import TermAnalyser
 from pkg import logger
@@ -19,6 +20,8 @@ from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
 MOST_HITS = 100
+RERANKED = 50
+"""Passages that a configured model puts in order."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SearchResult).decode
@@ -28,10 +31,16 @@ class SearchService:
     """Searches what the context's user may see."""
 
     def __init__(
-        self, store: Store, embedder: Embedder, analyser: TermAnalyser, cache: TwoLevelCache | None = None
+        self,
+        store: Store,
+        embedder: Embedder,
+        analyser: TermAnalyser,
+        cache: TwoLevelCache | None = None,
+        reranker: RerankEndpoint | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
+        self._reranker = reranker
         self._embedder = embedder
         self._analyser = analyser
         self._log = logger.get("search")
@@ -50,10 +59,13 @@ class SearchService:
         scope = await self._store.cache_scope(ctx)
         # Who owns no document sees what everybody sees.
         reader = str(ctx.user_id) if scope.owns or request.filters.mine else ""
-        named = (self._embedder.space.function, str(scope.data_version), reader, _encode(request).decode("latin-1"))
+        by = self._reranker.name if self._reranker else ""
+        question = _encode(request).decode("latin-1")
+        named = (self._embedder.space.function, str(scope.data_version), reader, by, question)
 
         async def compute() -> bytes:
-            return _encode(await self._find(ctx, request))
+            found = await self._find(ctx, request)
+            return _encode(found) if found.whole else Passing(_encode(found))
 
         kept = await self._cache.through(ctx, CacheKind.SEARCH, named, compute)
         took = round((time.perf_counter() - started) * 1000, 3)
@@ -73,13 +85,35 @@ class SearchService:
             embedding=query.vector if query else None,
             terms=terms,
             filters=request.filters,
-            k=request.k,
+            k=max(request.k, RERANKED) if self._reranker and query else request.k,
             reranked=0 if tokens is None else late_interaction.RERANKED,
         )
         hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
+        ranked = await self._by_model(ctx, self._reranker, request.query, hits) if self._reranker and query else hits
+        whole, hits = ranked is not None, hits if ranked is None else ranked
         took = (time.perf_counter() - started) * 1000
         self._log.debug("searched", mode=request.mode.value, hits=len(hits), took_ms=round(took, 1))
-        return SearchResult(items=hits[: request.k], took_ms=round(took, 3), coverage=found.coverage)
+        return SearchResult(items=hits[: request.k], whole=whole, took_ms=round(took, 3), coverage=found.coverage)
+
+    async def _by_model(
+        self, ctx: Context, reranker: RerankEndpoint, query: str, hits: list[SearchHit]
+    ) -> list[SearchHit] | None:
+        """The first hits in the order of the model, which has the last word; None where it doesn't answer."""
+        if len(hits) < 2:
+            return hits
+        try:
+            scores = await reranker.scores(query, [hit.text for hit in hits[:RERANKED]], deadline=ctx.deadline)
+        except AppError as error:
+            self._log.warning("not reranked", model=reranker.name, code=error.code.value)
+            return None
+        if not all(0 <= score <= 1 for score in scores.values()):  # some endpoints tell log-odds
+            scores = {place: _logistic(score) for place, score in scores.items()}
+        order = sorted(range(len(hits)), key=lambda place: -scores.get(place, -1.0))
+        least = min(scores.values())
+        return [
+            msgspec.structs.replace(hits[place], score=scores.get(place, min(hits[place].score, least)))
+            for place in order
+        ]
 
     async def _by_tokens(self, ctx: Context, query: Vectors, found: Found) -> list[SearchHit]:
         """Hits in the order that their tokens give them, as far as words don't tell."""
@@ -109,4 +143,4 @@ def _readable(hit: SearchHit) -> SearchHit:
 def _logistic(score: float) -> float:
     """Sorts as a fused score does, which says how far a passage is from the candidates' mean: negative for half of
     them."""
-    return 1 / (1 + math.exp(-score))
+    return 1 / (1 + math.exp(-max(score, -700.0)))

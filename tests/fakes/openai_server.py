@@ -13,7 +13,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,11 @@ class FakeOpenAI:
         self.dimension = dimension
         self.replies: deque[Reply] = deque()
         self.embedding_replies: deque[Reply] = deque()
+        self.rerank_replies: deque[Reply] = deque()
+        self.rerank: Callable[[str, list[str]], Any] = lambda query, documents: {
+            "results": [{"index": index, "relevance_score": 1 / (index + 1)} for index in range(len(documents))]
+        }
+        """Question and passages → the body of an answer; by default in the order in which they came."""
         self.default = Reply()
         self.requests: list[Request] = []
         self.deltas_sent = 0
@@ -152,6 +157,11 @@ class FakeOpenAI:
         elif request.path.endswith("/embeddings"):
             reply = self.embedding_replies.popleft() if self.embedding_replies else Reply()
             await self._embed(request, reply, writer)
+        elif request.path.endswith("/rerank"):
+            reply = self.rerank_replies.popleft() if self.rerank_replies else Reply()
+            await asyncio.sleep(reply.seconds_before)
+            body = self.rerank(request.body["query"], request.body["documents"])
+            await _send(writer, reply.status, body if reply.status == 200 else {"error": reply.error})
         elif request.path.endswith("/models"):
             await _send(writer, 200, {"object": "list", "data": [{"id": "fake-chat", "object": "model"}]})
         else:
