@@ -131,7 +131,9 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         )
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
-        documents = DocumentService(store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb)
+        documents = DocumentService(
+            store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb, cache=caching
+        )
         versions = VersionService(store, documents, keep=settings.limits.versions)
         api = Api(
             authenticator=authenticator,

@@ -39,11 +39,12 @@ class CacheKind(StrEnum):
 
     SEARCH = "search"
     EMBEDDING = "embedding"
+    CHUNKS = "chunks"
 
     @property
     def seconds(self) -> float:
-        """Searches are worthless after a change; an embedding stays true."""
-        return 3600.0 if self is CacheKind.SEARCH else 86_400.0
+        """Text goes after an hour, whatever becomes of its document; the embedding of a question says little."""
+        return 86_400.0 if self is CacheKind.EMBEDDING else 3600.0
 
 
 class Level(StrEnum):

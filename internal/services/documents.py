@@ -25,6 +25,7 @@ from internal.parsers.detect import detect
 from internal.providers.antivirus import Antivirus
 from internal.providers.blobs import BlobStore
 from internal.repositories.store import Store, Tx
+from internal.services.caching import CacheKind, TwoLevelCache
 from internal.services.names import check_filename, check_name, check_tags
 from internal.services.purge import purging
 from internal.services.spool import Spooled, room_left, spooled
@@ -75,8 +76,18 @@ Along = Callable[[Tx, UploadResult], Awaitable[None]]
 class DocumentService:
     """The rules of documents. Everyone sees the tenant's and their own private ones."""
 
-    def __init__(self, store: Store, blobs: BlobStore, antivirus: Antivirus, *, spool: Path, max_file_mb: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        blobs: BlobStore,
+        antivirus: Antivirus,
+        *,
+        spool: Path,
+        max_file_mb: int,
+        cache: TwoLevelCache | None = None,
+    ) -> None:
         self._store = store
+        self._cache = cache or TwoLevelCache(None)
         self._blobs = blobs
         self._antivirus = antivirus
         self._spool = spool
@@ -249,10 +260,18 @@ class DocumentService:
     async def chunks(self, ctx: Context, document_id: UUID, *, limit: int, after: int) -> list[Chunk]:
         """Up to `limit` passages in order, those whose ordinal is greater than `after` (from -1)."""
         async with self._store.tenant(ctx) as tx:
-            document = await tx.documents.get(document_id)
-            if document.generation_id is None:
-                return []
-            return await tx.chunks.list(document.generation_id, limit=limit, after=after)
+            generation = (await tx.documents.get(document_id)).generation_id
+        if generation is None:
+            return []
+
+        async def compute() -> bytes:
+            async with self._store.tenant(ctx) as tx:
+                return msgspec.msgpack.encode(await tx.chunks.list(generation, limit=limit, after=after))
+
+        # What was read once never changes: whether it may be seen was asked just now.
+        named = (str(generation), str(limit), str(after))
+        kept = await self._cache.through(ctx, CacheKind.CHUNKS, named, compute)
+        return msgspec.msgpack.decode(kept.data, type=list[Chunk])
 
     async def content(self, ctx: Context, document_id: UUID) -> tuple[Document, str]:
         """The document and the key of its object, for `read`."""

@@ -3,11 +3,14 @@
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from pkg.ctxutil import Context, Role
 from tests.integration.api import Running, served_on
+from tests.library import Library
 from tests.servers import Database, Servers
 
 BODY = {"query": "anything", "mode": "keyword"}
@@ -44,6 +47,30 @@ async def test_a_search_says_whether_it_was_remembered_and_the_tenant_is_told_ho
         assert (await client.get("/api/v1/cache/stats")).status_code == 401
         metrics = (await client.get("/metrics")).text
     assert 'cache_requests_total{kind="search",level="memory"} 3.0' in metrics
+
+
+async def test_passages_of_a_document_are_remembered_and_gone_with_it(api: Running, database: Database) -> None:
+    tenant = await api.new_tenant("reading")
+    async with api.client(tenant["api_key"]) as client:
+        library = await Library.open(database)
+        ctx = Context(
+            tenant_id=UUID(tenant["id"]),
+            user_id=UUID(tenant["owner"]["id"]),
+            role=Role.OWNER,
+            request_id="r",
+            trace_id="t",
+        )
+        entry = await library.add(ctx, ["first passage", "second passage", "third passage"])
+        await library.close()
+        path = f"/api/v1/documents/{entry.document}"
+        pages = [(await client.get(f"{path}/chunks?limit=2")).json() for _ in range(3)]
+        assert [item["text"] for item in pages[0]["items"]] == ["first passage", "second passage"]
+        assert pages[1] == pages[2] == pages[0]
+        assert (await stats(client))["kinds"]["chunks"]["hits"] == 2
+        more = await client.get(f"{path}/chunks", params={"limit": 2, "cursor": pages[0]["next_cursor"]})
+        assert [item["text"] for item in more.json()["items"]] == ["third passage"]
+        assert (await client.delete(path)).status_code == 202
+        assert (await client.get(f"{path}/chunks?limit=2")).status_code == 404
 
 
 async def test_renaming_a_collection_is_seen_at_once(api: Running) -> None:
