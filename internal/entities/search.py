@@ -64,10 +64,11 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One search; `k` counts passages, 1 to 100."""
+    """One search; `k` counts passages, 1 to 100. `diversity` from 0 to 1 is how much a passage must add to others."""
 
     query: str
     k: int = 10
+    diversity: float = 0.0
     mode: SearchMode = SearchMode.HYBRID
     filters: Filters = Filters()
 

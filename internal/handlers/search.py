@@ -38,11 +38,15 @@ class FiltersIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to look for; `k` is how many passages at most."""
+    """What to look for; `k` is how many passages at most.
+
+    With `diversity` above 0, passages that say what those before them say come later; at 1 nothing else counts.
+    """
 
     query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY)]
     k: Annotated[int, msgspec.Meta(ge=1, le=MAX_HITS)] = 10
     mode: SearchMode = SearchMode.HYBRID
+    diversity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     filters: FiltersIn = msgspec.field(default_factory=FiltersIn)
 
 
@@ -81,7 +85,8 @@ async def search(
         created_before=wanted.created_before,
         mine=wanted.mine,
     )
-    found = await searches.search(ctx, SearchRequest(query=data.query, k=data.k, mode=data.mode, filters=filters))
+    request = SearchRequest(query=data.query, k=data.k, mode=data.mode, diversity=data.diversity, filters=filters)
+    found = await searches.search(ctx, request)
     return SearchOut([_hit_out(item) for item in found.items], found.took_ms, "hit" if found.cache == "hit" else "miss")
 
 

@@ -6,6 +6,7 @@ import time
 from uuid import UUID
 
 import msgspec
+import numpy as np
 
 from internal.entities.search import SearchHit, SearchMode, SearchRequest, SearchResult, share_of_words
 from internal.providers.rerank import RerankEndpoint
@@ -13,6 +14,7 @@ from internal.repositories.search import Found
 from internal.repositories.store import Store
 from internal.services import late_interaction
 from internal.services.caching import CacheKind, Level, Passing, TwoLevelCache
+from internal.services.diversity import varied
 from internal.services.embedder import Embedder, Vectors
 from internal.services.terms import TermAnalyser
 from pkg import logger
@@ -85,15 +87,26 @@ class SearchService:
             embedding=query.vector if query else None,
             terms=terms,
             filters=request.filters,
-            k=max(request.k, RERANKED) if self._reranker and query else request.k,
+            k=max(request.k, RERANKED) if request.diversity or (self._reranker and query) else request.k,
             reranked=0 if tokens is None else late_interaction.RERANKED,
         )
         hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
         ranked = await self._by_model(ctx, self._reranker, request.query, hits) if self._reranker and query else hits
         whole, hits = ranked is not None, hits if ranked is None else ranked
+        if request.diversity and len(hits) > 1:
+            hits = await self._varied(ctx, hits, request)
         took = (time.perf_counter() - started) * 1000
         self._log.debug("searched", mode=request.mode.value, hits=len(hits), took_ms=round(took, 1))
         return SearchResult(items=hits[: request.k], whole=whole, took_ms=round(took, 3), coverage=found.coverage)
+
+    async def _varied(self, ctx: Context, hits: list[SearchHit], request: SearchRequest) -> list[SearchHit]:
+        """The passages to show, each for what those before it don't say. A score still says how well it answers."""
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.vectors.of_chunks(self._embedder.space, [hit.chunk_id for hit in hits])
+        hits = [hit for hit in hits if hit.chunk_id in known]  # one that was removed just now has none
+        vectors = np.stack([known[hit.chunk_id] for hit in hits]) if hits else np.empty((0, 0), np.float32)
+        order = varied([hit.score for hit in hits], vectors, count=request.k, diversity=request.diversity)
+        return [hits[place] for place in order]
 
     async def _by_model(
         self, ctx: Context, reranker: RerankEndpoint, query: str, hits: list[SearchHit]

@@ -105,3 +105,14 @@ async def test_who_asks_in_the_words_of_a_text_gets_that_text(
         found = (await service.search(ctx, SearchRequest(query=phrase, mode=mode, k=5))).items
         assert found[0].text == wanted, phrase
         assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+
+
+async def test_what_was_said_comes_later_where_diversity_is_asked(service: SearchService, library: Library) -> None:
+    ctx = await library.tenant()
+    await library.add(ctx, ["refunds take thirty days", "refunds take thirty days only", "refunds are for members"])
+    for mode in SearchMode:
+        usual = [hit.text for hit in (await service.search(ctx, SearchRequest(query="refunds take", mode=mode))).items]
+        assert usual[2] == "refunds are for members"
+        request = SearchRequest(query="refunds take", mode=mode, k=2, diversity=0.7)
+        assert [hit.text for hit in (await service.search(ctx, request)).items] == [usual[0], usual[2]]
+    assert (await service.search(await library.tenant(), SearchRequest(query="refunds", diversity=1.0))).items == []
