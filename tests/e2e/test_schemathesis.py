@@ -61,7 +61,10 @@ def run(product: Product, folder: Path, phases: str, examples: int, *, seed: int
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
     answered = statuses(product) - before
     assert not {status for status in answered if status >= 500}, answered
-    assert answered[401] < answered.total() / 2, answered  # else nothing behind the door was tried
+    # What succeeded is sent twice more, without a credential and with a wrong one. Beyond that, most came through the
+    # door, or nothing behind it was tried.
+    succeeded = sum(count for status, count in answered.items() if status < 300)
+    assert answered[401] - 2 * succeeded < answered.total() / 2, answered
     return answered.total()
 
 
