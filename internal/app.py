@@ -80,7 +80,9 @@ from pkg.sealing import Sealer
 from pkg.version import version
 from pkg.workdir import workdir
 
-LOCAL_MODEL, SPACE_VERSION = "multilingual-e5-small", "1"
+LOCAL_MODEL, LOCAL_VERSION = "multilingual-e5-small", "2"
+"""Raise it when the built-in model's vectors change: everything is embedded anew."""
+REMOTE_VERSION = "1"
 PROBE_SECONDS = 10.0
 
 
@@ -96,8 +98,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 def space_of(settings: Settings) -> Space:
     """The embedding space that the settings ask for."""
     if settings.ai.embedding_model:
-        return Space(settings.ai.embedding_model, SPACE_VERSION, settings.ai.embedding_dim)
-    return Space(LOCAL_MODEL, SPACE_VERSION, LOCAL_EMBEDDING_DIM)
+        return Space(settings.ai.embedding_model, REMOTE_VERSION, settings.ai.embedding_dim)
+    return Space(LOCAL_MODEL, LOCAL_VERSION, LOCAL_EMBEDDING_DIM)
 
 
 @asynccontextmanager

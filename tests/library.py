@@ -19,7 +19,7 @@ from pkg.ctxutil import Context, Role
 from tests.fakes.openai_server import vector_of
 from tests.servers import Database
 
-SPACE = Space("multilingual-e5-small", "1", 384, 1)
+SPACE = Space("multilingual-e5-small", "2", 384, 1)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

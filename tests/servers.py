@@ -23,7 +23,7 @@ from internal.repositories import migrate
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 TEMPLATE = "dreamhub_template"
-SPACE = Space("multilingual-e5-small", "1", 384)
+SPACE = Space("multilingual-e5-small", "2", 384)
 
 
 class Database(msgspec.Struct, frozen=True, kw_only=True):

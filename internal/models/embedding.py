@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internal.models import weights
+from internal.models.neutral import neutral
 from internal.models.token_codes import TokenCoder
 
 DIMENSION = 384
@@ -37,10 +38,10 @@ class Kind(StrEnum):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """A text's token ids, to be embedded; `codes` says as what its tokens are to be coded too, None for not at all."""
+    """A text's token ids, to be embedded; `searched` says as what, for a search: neutral, and with its tokens coded."""
 
     ids: list[int]
-    codes: Kind | None = None
+    searched: Kind | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,16 +107,18 @@ class Embedder:
         return [states[: len(ids)] for states, ids in zip(hidden, sequences, strict=True)]
 
     def forward(self, works: Sequence[Work]) -> list[Encoded]:
-        """Mean-pooled unit vectors, and codes where they are wanted. Threads may call it side by side."""
+        """Mean-pooled unit vectors, for searches neutral and with codes. Threads may call it side by side."""
         return [
-            Encoded(_unit(states.mean(axis=0)), self._codes(work, states))
+            self._encoded(work, states)
             for work, states in zip(works, self.states([work.ids for work in works]), strict=True)
         ]
 
-    def _codes(self, work: Work, states: Vectors) -> bytes:
-        if work.codes is None:
-            return b""
-        return (self._coder.query if work.codes is Kind.QUERY else self._coder.passage)(work.ids, states)
+    def _encoded(self, work: Work, states: Vectors) -> Encoded:
+        vector = _unit(states.mean(axis=0))
+        if work.searched is None:
+            return Encoded(vector, b"")
+        code = self._coder.query if work.searched is Kind.QUERY else self._coder.passage
+        return Encoded(neutral(vector), code(work.ids, states))
 
     def close(self) -> None:
         """Frees weights and vocabulary. The object is of no use afterwards."""

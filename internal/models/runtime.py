@@ -106,14 +106,17 @@ class Runtime:
         async with self._embedding.use():
             pass
 
-    async def embed(self, lane: Lane, kind: Kind, texts: Sequence[str], *, codes: bool) -> Embedded:
-        """Vectors of `texts` in order. Raises `queue.full` or `model.unavailable`. Cancelling drops what waits."""
+    async def embed(self, lane: Lane, kind: Kind, texts: Sequence[str], *, searched: bool) -> Embedded:
+        """Vectors of `texts` in order; `searched` ones are neutral, and come with codes.
+
+        Raises `queue.full` or `model.unavailable`. Cancelling drops what waits.
+        """
         with self._admission.admit(lane.value, len(texts)):
             started = perf_counter()
             async with self._embedding.use() as model:
                 windows = await self._windows(model.embedder, texts, kind)
                 rows = await model.batcher.embed(
-                    lane, [Work(window.ids, kind if codes else None) for window in windows]
+                    lane, [Work(window.ids, kind if searched else None) for window in windows]
                 )
             tokens = sum(len(window.ids) for window in windows)
             self._metrics.embedding_seconds.labels(lane.value).observe(perf_counter() - started)
@@ -123,7 +126,7 @@ class Runtime:
                 np.stack([row.vector for row in rows]),
                 tokens,
                 [index for index, window in enumerate(windows) if window.truncated],
-                [row.codes for row in rows] if codes else [],
+                [row.codes for row in rows] if searched else [],
             )
 
     async def count(self, texts: Sequence[str]) -> list[int]:

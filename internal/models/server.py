@@ -96,13 +96,13 @@ def run(settings: Settings) -> None:
 
 @post("/v1/embeddings", status_code=200)
 async def embeddings(request: Call, state: State) -> Response[bytes]:
-    """Vectors of 384 values, and token codes where they are asked for.
+    """Vectors of 384 values; `for_search` neutral ones (internal/models/neutral.py), with token codes.
 
     The lane is the header X-Lane, else interactive for queries and ingest for passages.
     """
     call = wire.read(await request.body(), wire.EmbeddingsIn)
     texts = wire.check_embeddings(call)
-    work = state.runtime.embed(_lane(request, call.input_type), call.input_type, texts, codes=call.token_codes)
+    work = state.runtime.embed(_lane(request, call.input_type), call.input_type, texts, searched=call.for_search)
     embedded = await _while_connected(request, work)
     if len(texts) <= INLINE_VECTORS:
         data = wire.write_embeddings(embedded.vectors, embedded.codes, call.encoding_format)

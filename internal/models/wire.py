@@ -28,7 +28,7 @@ STATUS: dict[Code, int] = {
 
 
 class EmbeddingsIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/embeddings`. `input_type` and `token_codes` are ours; `user` is accepted and not used."""
+    """`POST /v1/embeddings`. `input_type` and `for_search` are ours; `user` is accepted and not used."""
 
     model: str
     input: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_INPUTS)]
@@ -36,7 +36,7 @@ class EmbeddingsIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str | None = None
-    token_codes: bool = False
+    for_search: bool = False
 
     @property
     def texts(self) -> list[str]:

@@ -63,9 +63,12 @@ class EmbeddingProvider(Protocol):
         ...
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
     ) -> Embedded:
         """One vector a text, in its order. `deadline` is a `time.monotonic()` value.
+
+        `searched` are passages that are stored and queries for them: the built-in model's vectors are neutral to
+        language then, and come with codes, and can't be compared with its others.
 
         Raises MODEL_UNAVAILABLE, MODEL_REFUSED, MODEL_BAD_ANSWER.
         """
@@ -110,7 +113,7 @@ class _Endpoint:
             seconds = min(seconds, deadline - time.monotonic())
         answer = await self._retries.call(attempt, tries=ATTEMPTS[lane], seconds=seconds)
         vectors = _decode(answer, len(texts), self._space.dim)
-        return Embedded(vectors, _usage(answer, texts), _codes(answer) if body.get("token_codes") else [])
+        return Embedded(vectors, _usage(answer, texts), _codes(answer) if body.get("for_search") else [])
 
     def _refusal(self, error: openai.APIStatusError) -> str:
         if isinstance(error, openai.NotFoundError):
@@ -147,10 +150,10 @@ class LocalEmbeddings:
         return True
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
     ) -> Embedded:
         """In requests of 64 texts one after the other: the process fills its cores with one of them."""
-        body = {"input_type": kind, "token_codes": codes}
+        body = {"input_type": kind, "for_search": searched}
         parts = [
             await self._endpoint.embed(texts[start : start + LOCAL_BATCH], lane, deadline, body, {"X-Lane": lane})
             for start in range(0, len(texts), LOCAL_BATCH)
@@ -210,7 +213,7 @@ class OpenAIEmbeddings:
         return False
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
     ) -> Embedded:
         """In batches bounded by count and tokens, up to four at a time; scaled to unit length; never with codes."""
         try:

@@ -36,7 +36,7 @@ class Embedder:
 
     async def embed_batch(self, ctx: Context, texts: Sequence[str]) -> Embedded:
         """Vectors of passages that are to be stored, with the codes of their tokens where the model has them."""
-        return await self._provider.embed(texts, kind="passage", lane="ingest", deadline=ctx.deadline, codes=True)
+        return await self._provider.embed(texts, kind="passage", lane="ingest", deadline=ctx.deadline, searched=True)
 
     async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane) -> Vectors:
         """Unit vectors of shape (len(texts), dim). `lane` is interactive where a person waits for them."""
@@ -48,23 +48,25 @@ class Embedder:
         return self._provider.coded
 
     async def embed_query(self, ctx: Context, text: str) -> Vectors:
-        """A read-only unit vector of shape (dim,)."""
-        return (await self.embed_search(ctx, text)).vector
+        """A read-only unit vector of shape (dim,), to be compared with those of `embed_passages`."""
+        return (await self._query(ctx, text, searched=False)).vector
 
     async def embed_search(self, ctx: Context, text: str) -> EmbeddedQuery:
-        """As `embed_query`, with the query's tokens where passages have codes of theirs."""
+        """What is compared with stored passages: a vector, and the query's tokens where they have codes of theirs."""
+        return await self._query(ctx, text, searched=self.coded)
 
+    async def _query(self, ctx: Context, text: str, *, searched: bool) -> EmbeddedQuery:
         async def compute() -> bytes:
             found = await self._provider.embed(
-                [text], kind="query", lane="interactive", deadline=ctx.deadline, codes=self.coded
+                [text], kind="query", lane="interactive", deadline=ctx.deadline, searched=searched
             )
             return found.vectors[0].astype("<f4").tobytes() + b"".join(found.codes)
 
         dim = self.space.dim
-        named = (self.space.model, self.space.version, str(dim), str(self.coded), text)
+        named = (self.space.model, self.space.version, str(dim), str(searched), text)
         data = (await self._cache.through(ctx, CacheKind.EMBEDDING, named, compute)).data
         vector = np.frombuffer(data, "<f4", dim)
-        if not self.coded:
+        if not searched:
             return EmbeddedQuery(vector, None)
         return EmbeddedQuery(vector, np.frombuffer(data, "<f2", offset=4 * dim).reshape(-1, dim).astype(np.float32))
 

@@ -1,12 +1,15 @@
-"""`python -m tests.bench.token_centre`: the mean token state of this product's own pages, for `token_codes.py`.
+"""`python -m tests.bench.token_centre`: what is common to texts of a language, from this product's own pages.
 
-Run it only for another model: codes that were stored with one centre can't be compared with those of another.
+Prints the mean token state (for internal/models/token_codes.py), and the mean vector and the direction in which
+English and Chinese vectors differ (for internal/models/neutral.py). Run it only for another model: what was stored with
+one can't be compared with what another makes.
 """
 
 import base64
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,26 +21,40 @@ ROOT = Path(__file__).parents[2]
 LEAST_CHARACTERS = 60
 
 
-def mean(embedder: Embedder, pages: Iterable[Path]) -> Floats:
-    """Over all tokens of the paragraphs, code left out."""
-    total, count = np.zeros(DIMENSION), 0
+class Means(NamedTuple):
+    """Over all tokens, and over the unit vectors of all paragraphs, code left out."""
+
+    token: Floats
+    vector: Floats
+
+
+def means(embedder: Embedder, pages: Iterable[Path]) -> Means:
+    tokens, count, vectors = np.zeros(DIMENSION), 0, []
     for page in pages:
         for paragraph in page.read_text().split("\n\n"):
             if len(paragraph) > LEAST_CHARACTERS and not paragraph.startswith("```"):
                 states = embedder.states([window.ids for window in embedder.windows([paragraph], Kind.PASSAGE)])[0]
-                total += states[PREFIX:-END].sum(axis=0)
+                tokens += states[PREFIX:-END].sum(axis=0)
                 count += len(states) - PREFIX - END
-    return (total / count).astype(np.float32)
+                pooled = states.mean(axis=0)
+                vectors.append(pooled / np.linalg.norm(pooled))
+    return Means((tokens / count).astype(np.float32), np.mean(vectors, axis=0).astype(np.float32))
+
+
+def show(name: str, values: Floats) -> None:
+    coded = base64.b64encode(values.astype("<f2").tobytes()).decode()
+    print(name)
+    print("\n".join(f'        "{line}"' for line in textwrap.wrap(coded, 100)))
 
 
 def main() -> None:
     embedder = embedding.load(ROOT / ".dreamhub" / "models", replicas=1)
-    english = mean(
-        embedder, sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/adr").glob("*.md")])
-    )
-    chinese = mean(embedder, [ROOT / "README.zh-CN.md"])
-    coded = base64.b64encode(((english + chinese) / 2).astype("<f2").tobytes()).decode()
-    print("\n".join(f'        "{line}"' for line in textwrap.wrap(coded, 100)))
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/adr").glob("*.md")]
+    english, chinese = means(embedder, sorted(pages)), means(embedder, [ROOT / "README.zh-CN.md"])
+    show("token centre", (english.token + chinese.token) / 2)
+    show("vector centre", (english.vector + chinese.vector) / 2)
+    apart = english.vector - chinese.vector
+    show("vector direction", apart / np.linalg.norm(apart))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pkg.ctxutil import Context
 from tests.ledger import Ledger, open_ledger
 from tests.servers import Database
 
-SPACE = Space("multilingual-e5-small", "1", 384, 1)
+SPACE = Space("multilingual-e5-small", "2", 384, 1)
 
 
 class Mute:

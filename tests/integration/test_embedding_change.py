@@ -55,5 +55,5 @@ async def test_waiting_tasks_follow_to_the_next_model(database, conn):
 
 async def test_contents_of_the_same_model_are_left_alone(database, conn):
     tenant = await seed(conn)
-    await migrate.migrate(database.owner, Space("multilingual-e5-small", "1", 384))
+    await migrate.migrate(database.owner, Space("multilingual-e5-small", "2", 384))
     assert await queued(conn, tenant) == []

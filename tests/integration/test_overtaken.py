@@ -30,7 +30,7 @@ from tests.fakes.openai_server import running_fake
 from tests.integration.api import Running, served_on
 from tests.servers import Database, Servers
 
-SPACE = Space("multilingual-e5-small", "1", 384)
+SPACE = Space("multilingual-e5-small", "2", 384)
 SLOW = "slowly"
 KEPT = 2
 

@@ -34,7 +34,7 @@ from tests.integration.api import served_on
 from tests.ledger import Ledger, eventually, open_ledger
 from tests.servers import Database, Servers
 
-SPACE = Space("multilingual-e5-small", "1", 384)
+SPACE = Space("multilingual-e5-small", "2", 384)
 DAY = "interval '25 hours'"
 
 

@@ -33,10 +33,10 @@ class CodedEmbeddings(OpenAIEmbeddings):
         return True
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, codes: bool = False
+        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
     ) -> Embedded:
         found = await super().embed(texts, kind=kind, lane=lane, deadline=deadline)
-        assert (kind, codes) == ("query", True)
+        assert (kind, searched) == ("query", True)
         signs = np.unpackbits(bits(texts[0].partition("as:")[2]), axis=1).astype("<f2") * 2 - 1
         return Embedded(found.vectors, found.usage, [signs.tobytes()])
 

@@ -95,6 +95,25 @@ def test_tokens_find_their_like_across_languages(embedder: Embedder) -> None:
     assert found.argsort().tolist() == [2, 1, 0]
 
 
+def test_vectors_for_a_search_know_no_language(embedder: Embedder) -> None:
+    """The model's own prefer whatever is in the question's language; neutral ones what answers it."""
+
+    def vectors(texts: list[str], kind: Kind, searched: Kind | None) -> np.ndarray:
+        windows = embedder.windows(texts, kind)
+        return np.stack([row.vector for row in embedder.forward([Work(window.ids, searched) for window in windows])])
+
+    passages = [
+        "The deposit equals two monthly rents and is paid back within six weeks after the keys were returned.",
+        "会议室位于三楼，使用前请提前预约。",
+        "食堂每天中午十一点半开放。",
+    ]
+    for searched, first in ((None, False), (True, True)):
+        query = vectors(["押金什么时候退还？"], Kind.QUERY, Kind.QUERY if searched else None)[0]
+        found = vectors(passages, Kind.PASSAGE, Kind.PASSAGE if searched else None) @ query
+        assert (int(found.argmax()) == 0) == first, found
+        assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
+
+
 def test_codes_of_a_passage_keep_what_is_rare(embedder: Embedder) -> None:
     window = embedder.windows(["the zeppelin and the xylophone of the quartermaster"], Kind.PASSAGE)[0]
     row = embedder.forward([Work(window.ids, Kind.PASSAGE)])[0]
