@@ -76,6 +76,7 @@ HARMLESS: dict[str, Any] = {
     "expires_at": "2090-01-01T00:00:00Z",
     "from": "2026-01-01",
     "group_by": "day",
+    "diversity": 0.3,
     "k": 3,
     "kind": "ingest_content",
     "last_event_id": "0",  # a place in the order of one's own tenant; so is the header
