@@ -54,8 +54,13 @@ DIRECTION = np.frombuffer(
 """From the Chinese mean to the English one, of unit length."""
 
 
+def without_language(values: Floats, centre: Floats, direction: Floats) -> Floats:
+    """`values`, of shape (…, dim), around `centre` and without their part along `direction`, a unit vector."""
+    centred = values - centre
+    return centred - np.multiply.outer(centred @ direction, direction)
+
+
 def neutral(vector: Floats) -> Floats:
     """A unit vector of shape (384,), made of one."""
-    centred = vector - CENTRE
-    rest = centred - np.dot(centred, DIRECTION) * DIRECTION
+    rest = without_language(vector, CENTRE, DIRECTION)
     return rest / max(np.float32(np.linalg.norm(rest)), np.float32(1e-6))

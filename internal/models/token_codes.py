@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from internal.models.neutral import without_language
+
 Floats = npt.NDArray[np.float32]
 
 DIMENSION = 384
@@ -34,20 +36,37 @@ MOST_QUERY_TOKENS = 32
 # tests/bench/token_centre.py computes it. Without it all states look alike.
 CENTRE = np.frombuffer(
     base64.b64decode(
-        "dzHSsAezILBaNUOxJTAYMOM1Ma7mL3IqYzQ0rze0szT0M6msv6w7suwv3CzHskkwgzXpNBKyLDBXNLy177KgsOUxN7ZGNJowCrM7"
-        "tFIzHLbwrKwugTMbNbQvZDJksH0wqbNvscWvLTTnKRovMC3itKe18rXQtR0zZjRgsaktpjAFOL80rTIhMsy0TrD/sCc0cyMEs7Eo"
-        "0i3nMFyxLDAItD20zbKZsGUtT7ITNZwzjrTHNZ2wtTSGMRywk7Sgtaa1+LE5NIw0iK0tNX2yJTMJto2zZDSOMHa1dTEntTa1JDIf"
-        "NcwyV7Rrsu2tCrXCMVmzuS1jsVe09LPrtC2zjDF3Mh+p3ip2LOQwpigbNOIyvzYNs3Exoq/SsBqzCTSssEI0mzT3MSY1ZrMaNUC1"
-        "XjOtsfM2/i8JMtOyy7JHtEQySDVDtBi01LVqqVG10K+yLpg1WrJ6shaxgzSuslozQ6U8MxmwcylXNg41PrCvqQe0w7OessKzkbCl"
-        "L/4w7aZbsU40N7HQs6K0ay32sjM0vDHoMw2r9a6BMCwxkTIwr221vDQVs6UyVTLVtGu1rTTjsv+wdCgoNCSxEzRMM4+t4y9St7O0"
-        "kTLMM5y00rN6M8ay4LDps8+1F7GxtqepNTR+MlC1iK2ispcworRoNVizE7CyL9So8DToMPG0X7SGss6xxTRANNs2tbO5MXUrHq/l"
-        "Nh4yJjMBJz60FbGMtOGu3rIzLAwyK7Tssn6wcjISN+OxubCnMtMo1jJTNLM0zKzasB40frHosbesw7JhMiK0IzYWLxWm+jRhtCcz"
-        "0qw7sRczgTDrtx4xGTD0KHgxKS8TN1UzuLBOsikw6TQnIo8sOLTFswuxpbQtqJe0uzIVNAy0oLAONCQsLS9qsPOvZDGvtWWxZq9d"
-        "M72037VFMYkyubJOMpyuxLSaL42u+a5QMXMzfbZPMJwz67HDNMiy9rKoNKI0BbSvskgzvDCANY0xWqsoMCwwT7URNgIyP7IEqv+w"
-        "jrJDslIzebS/s1gzcDU+MzI0"
+        "czHisAOzMLBXNUWxDzAfMOM1Ra4JMGgqXDQqrzm0tDToM8+sraxMsrUv8iy8skQwhDXuNAeyIDBNNLq11rKgsPMxMbY8NKIwIrMz"
+        "tE4zGLYcrccuXTMYNcUvYzJcsJIwprNqsc+vLjS+KSYvNC3etKS18rXLtSEzYTRUsZwtrjAEOL00pDIoMsy0TbDusCY0nCMFs9so"
+        "3C3yMFOxLjABtDm01LKfsFItT7IWNaczlrTDNZywszSAMSSwj7Sftae1+7E4NIs0f600NYKyDTMJto+zWjSaMG61eTEqtTq1LzIe"
+        "NdYyU7RisuqtDbXEMUyz3C1TsVy04LP0tCSzgTGIMvao6CpVLNcwrygdNPUyyTYds3wxqK/NsBWzDjSysDQ0nzQDMiQ1arMYNUC1"
+        "XDOVse02HTAMMsqyy7JGtD4yTTVTtBC00LW4qU2116/BLo01UbKDsh2xgTSmsl0zVKUoMyOwgSlONg41O7BsqQq0w7OPstSzlbCX"
+        "L/MwO6dSsU80S7HUs6O0Ry3hsjU0yzHsMwir/q54MBoxlTJWr2y1uDQSs7QyYTLLtGi1sDThsgCxeigeNCyxHTROM4et7y9St7i0"
+        "izLLM5q0y7NlM8qy2rDxs8+1HbGztu+pNzSHMlC1d62isocwo7RqNWCzELDML9uo8jT3MO+0XbSWssixwTQ8NNw20LO5MVcrI6/l"
+        "NiIyJjMRKEC0HLGHtNqu4bIkLAEyKLTwsn2wcDIMN9mxwrCxMr4o5TJBNLQ0vazcsBc0ebHXsd2s2bJbMiG0ITb9LoCm9jRhtCcz"
+        "wqw1sQEzfjDqtx0xLDDnKGsxJC8XN1Uz27BTshow6TTSIZssNbTHswyxpbQOqJ20uTIbNAW0krANNA0sLS9tsAawZjGztVOxcq9Y"
+        "M8e03bU3MZMyrLJJMoSuvbSML32uzK5aMXczfLZIMLYz4LHJNLuy7LKpNKo087O3skkzwjB7NZYxOqsbMDIwUbUVNgwySbKxqfGw"
+        "mbJIslAzg7TEs04zcTU8Mzo0"
     ),
     "<f2",
 ).astype(np.float32)
+DIRECTION = np.frombuffer(
+    base64.b64decode(
+        "IKoZpH+peKgZqzal5BuXqWwheSpzGLMoZRVNqBUtRyaJplyZxZoho00pgqX7J44qTK0zK12hyqj/pe6oJ6iBqm+draHjrCKZCKBa"
+        "prIn9CNApugkqqx7rrso4ZMFq9Wimi3EpTutwChzoxQl1C5JKcasICJNK6urF6V3sPiaNiLxIrkt9qKpJWCtTKRyrEWebaCyJIuo"
+        "cyxmqHStwKktJ9MsaySQqW4omaD5JI4iaakPI0WuAiq0I6OsGqY6pRifT6nRH4YZXq3too4sMjE1LcAq7adyn8QcMS4TnzAmI6Sy"
+        "KR6gciwqnnWrYit1rVMsni0QLJ6fXqt3HlwtsaN7La4xCaF1o2qlPC/mKiAkMB1IKN+pLCdjJBStsikHKICiQi2HHcalKSWALIgX"
+        "YS3AoK6j76Izqecb766ppZamUqiHKCgo6JPMLU4pNCpVn4Gg0CvbqgKuIa3yo9Qe5h3HqUWqqRX3rKmqzqzPHooNRakuLWms7aZN"
+        "JCKc56okHZSntCgWpNKp0ijCKuClTCx9noeljikyIwssYKpDLaMp9CpKKhwbRyofqD0fP6VdLrWqhJavKFylhJ85KpCgZypsIPKv"
+        "3quKLIGpBKCwJy8oQJzom9UcjCq5MFerQRx3rdktkavZKmssuYrfqTch2iXQn+ApPK2WqNEpbKLxKlOncyslGLqqeiJ2HEimbp/J"
+        "GKioDayrLr0rc6fmJCKoTa1wKLytoqoSrXeq060IrOslRqDLpZenmJ7sJJulgCzdJwIh4SLXqL4sj69fJkYkoicpKa0MQCYRLWWq"
+        "T6CHr2WYgS4hLJismyPqK3qbJ6xIqaqnhxRQpmkurSv7rXQooySzqsuaoqheLEsp46zUJdqldaW3rPutmSqEmToW6SUHrgItUjCz"
+        "omylY6oIp9+uVqzRqfkUUCc0K6sik6dCntQv6SMCrBWpU6KtJEmh0iFEpyqnzCRLLImhSCSBqGkulajvGMYjbytfqNUj5yfSGF+k"
+        "hagQLWEu1ajXpLwZFxyWqagj"
+    ),
+    "<f2",
+).astype(np.float32)
+"""From the Chinese mean to the English one, of unit length: beside Chinese passages it would decide for them."""
 
 
 def _rotation() -> Floats:
@@ -82,7 +101,7 @@ class TokenCoder:
         rare = rarity >= COMMON
         kept = states[rare] if rare.any() else states
         # The length of a state doesn't change its signs.
-        return np.packbits((kept - CENTRE) @ self._rotation > 0, axis=1).tobytes()
+        return np.packbits(without_language(kept, CENTRE, DIRECTION) @ self._rotation > 0, axis=1).tobytes()
 
     def query(self, ids: Sequence[int], states: Floats) -> bytes:
         """Float16 of shape (tokens, 384), little-endian. A passage's score is the sum, over these, of each one's
@@ -91,7 +110,7 @@ class TokenCoder:
         weights = np.maximum(rarity - WEIGHTLESS, LEAST_WEIGHT)
         rarest = np.sort(np.argsort(-weights, kind="stable")[:MOST_QUERY_TOKENS])
         weights = weights[rarest] / max(float(weights[rarest].sum()), LEAST_WEIGHT)
-        centred = states[rarest] - CENTRE
+        centred = without_language(states[rarest], CENTRE, DIRECTION)
         unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
         return ((unit @ self._rotation) * (weights[:, None] / DIMENSION**0.5)).astype("<f2").tobytes()
 

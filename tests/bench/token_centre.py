@@ -1,8 +1,7 @@
 """`python -m tests.bench.token_centre`: what is common to texts of a language, from this product's own pages.
 
-Prints the mean token state (for internal/models/token_codes.py), and the mean vector and the direction in which
-English and Chinese vectors differ (for internal/models/neutral.py). Run it only for another model: what was stored with
-one can't be compared with what another makes.
+Prints the mean, and the direction in which English and Chinese differ: of token states for token_codes.py, of vectors
+for neutral.py. Run it only for another model: what was stored with one can't be compared with what another makes.
 """
 
 import base64
@@ -51,10 +50,12 @@ def main() -> None:
     embedder = embedding.load(ROOT / ".dreamhub" / "models", replicas=1)
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/adr").glob("*.md")]
     english, chinese = means(embedder, sorted(pages)), means(embedder, [ROOT / "README.zh-CN.md"])
-    show("token centre", (english.token + chinese.token) / 2)
-    show("vector centre", (english.vector + chinese.vector) / 2)
-    apart = english.vector - chinese.vector
-    show("vector direction", apart / np.linalg.norm(apart))
+    for name, one, other in (
+        ("token", english.token, chinese.token),
+        ("vector", english.vector, chinese.vector),
+    ):
+        show(f"{name} centre", (one + other) / 2)
+        show(f"{name} direction", (one - other) / np.linalg.norm(one - other))
 
 
 if __name__ == "__main__":
