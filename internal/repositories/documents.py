@@ -152,15 +152,20 @@ class DocumentRepository:
         return {row["id"] for row in rows}
 
     async def publish(self, content_id: UUID, generation_id: UUID) -> list[UUID]:
-        """Points every document of a content at its published generation; the worker's, for all owners."""
+        """Points every document of a content at its published generation; the worker's, for all owners.
+
+        Answers those that could not be found before.
+        """
         rows = await self._conn.fetch(
-            "update documents set generation_id = $3 where tenant_id = $1 and content_id = $2"
-            " and generation_id is distinct from $3 returning id",
+            "with shown as (select id, generation_id from documents where tenant_id = $1 and content_id = $2"
+            " and generation_id is distinct from $3 for update)"
+            " update documents d set generation_id = $3 from shown s where d.tenant_id = $1 and d.id = s.id"
+            " returning d.id, s.generation_id is null as fresh",
             self._ctx.tenant_id,
             content_id,
             generation_id,
         )
-        return [row["id"] for row in rows]
+        return [row["id"] for row in rows if row["fresh"]]
 
     async def list(self, *, limit: int, before: tuple[datetime, UUID] | None, narrow: DocumentFilter) -> list[Document]:
         """Up to `limit` documents, newest first, those older than the (created_at, id) of `before`."""

@@ -59,6 +59,16 @@ class GenerationRepository:
             "select version from generations where tenant_id = $1 and id = $2", self._ctx.tenant_id, generation_id
         )
 
+    async def answering(self, content_id: UUID) -> Generation | None:
+        """The one that searches see of a content, if there is one."""
+        row = await self._conn.fetchrow(
+            "select g.id, g.content_id, g.version, g.space_id, g.status, g.chunk_count from contents c"
+            " join generations g on g.tenant_id = $1 and g.id = c.generation_id where c.tenant_id = $1 and c.id = $2",
+            self._ctx.tenant_id,
+            content_id,
+        )
+        return None if row is None else _generation(row)
+
     async def publish(self, generation_id: UUID, chunk_count: int) -> None:
         """Marks the generation as the one that searches see."""
         await self._conn.execute(

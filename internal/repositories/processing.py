@@ -23,6 +23,15 @@ RECORD = (
     " vectors_least = excluded.vectors_least"
 )
 
+# What `expire` takes, of generations g and the row p. What one is going back to is kept until it answers, however long
+# that takes.
+OVER = (
+    " (g.status = 'kept' and g.kept_until < now() or g.status in ('ready', 'building') and g.version <> p.current)"
+    " and g.version is distinct from p.candidate and exists (select 1 from contents c join generations a"
+    " on a.tenant_id = $1 and a.id = c.generation_id where c.tenant_id = $1 and c.id = g.content_id"
+    " and (g.version <> p.current or a.version = p.current))"
+)
+
 
 class ProcessingRepository:
     """What one tenant's contents were read by; the worker's."""
@@ -42,13 +51,16 @@ class ProcessingRepository:
         )
 
     async def switchable(self, version: str, space_id: int, limit: int) -> list[Switch]:
-        """Up to `limit` contents that another version's reading answers for, and of which this one's is there whole."""
+        """Up to `limit` contents that another version's reading answers for, and of which this one's is there whole.
+
+        Locked so that who uploads the same bytes doesn't wait: he may hold another one of these.
+        """
         rows = await self._conn.fetch(
             "select c.id as content_id, o.id as old, g.id as new from generations g"
             " join contents c on c.tenant_id = $1 and c.id = g.content_id and c.purged_at is null"
             " join generations o on o.tenant_id = $1 and o.id = c.generation_id and o.id <> g.id"
             " where g.tenant_id = $1 and g.version = $2 and g.space_id = $3 and g.status in ('ready', 'kept')"
-            " order by c.id limit $4 for update of c, g",
+            " order by c.id limit $4 for no key update of c, g",
             self._ctx.tenant_id,
             version,
             space_id,
@@ -109,15 +121,8 @@ class ProcessingRepository:
         """Retires what nobody will go back to: kept ones whose time is over, and whatever a version left that neither
         reads nor is tried. What is still read for the first time is left to its reader."""
         await self._conn.execute(
-            "update generations set status = 'retired', kept_until = null"
-            " where tenant_id = $1 and status = 'kept' and kept_until < now()",
-            self._ctx.tenant_id,
-        )
-        await self._conn.execute(
-            "update generations g set status = 'retired' from processing p"
-            " where g.tenant_id = $1 and g.status in ('ready', 'building') and g.version <> p.current"
-            " and g.version is distinct from p.candidate and exists (select 1 from contents c"
-            " where c.tenant_id = $1 and c.id = g.content_id and c.generation_id is not null)",
+            "update generations g set status = 'retired', kept_until = null from processing p"  # noqa: S608 - constants
+            " where g.tenant_id = $1 and" + OVER,
             self._ctx.tenant_id,
         )
 
@@ -132,10 +137,23 @@ class ProcessingRepository:
 
     async def has_expired(self) -> bool:
         """Whether `expire` or `retired` would find anything."""
-        return bool(
+        return sure(
             await self._conn.fetchval(
-                "select exists (select 1 from generations where tenant_id = $1 and (status = 'retired'"
-                " or status = 'kept' and kept_until < now()))",
+                "select exists (select 1 from generations g cross join processing p"  # noqa: S608 - constants
+                " where g.tenant_id = $1 and (g.status = 'retired' or" + OVER + "))",
+                self._ctx.tenant_id,
+            )
+        )
+
+    async def is_behind(self) -> bool:
+        """Whether a whole reading by the current version lies there, and an earlier one answers."""
+        return sure(
+            await self._conn.fetchval(
+                "select exists (select 1 from processing p join generations g on g.tenant_id = $1"
+                " and g.version = p.current and g.status in ('ready', 'kept')"
+                " join contents c on c.tenant_id = $1 and c.id = g.content_id and c.purged_at is null"
+                " join generations a on a.tenant_id = $1 and a.id = c.generation_id and a.version <> g.version"
+                " and a.space_id = g.space_id)",
                 self._ctx.tenant_id,
             )
         )

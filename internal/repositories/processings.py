@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -17,8 +19,15 @@ COMPARISONS = (
     "select s.tenant_id, s.content_id, c.media_type, s.seconds, s.error_code, s.chunks_before, s.chunks_after,"
     " s.tokens_before, s.tokens_after, s.text_kept, s.text_added, s.chunks_same, s.vectors_mean, s.vectors_least"
     " from shadow_comparisons s join contents c on c.tenant_id = s.tenant_id and c.id = s.content_id"
-    " where s.version = $1 order by s.compared_at"
+    " where s.version = $1 and s.against = $2 order by s.compared_at"
 )
+
+
+class QueuedTask(NamedTuple):
+    """A task and whose it is."""
+
+    tenant_id: UUID
+    task_id: UUID
 
 
 class ProcessingsRepository:
@@ -42,31 +51,41 @@ class ProcessingsRepository:
             state.share,
         )
 
-    async def queue(self, kind: TaskKind, queue: Queue, max_retries: int) -> list[UUID]:
-        """A task for each tenant that has anything, in nobody's name; answers their ids."""
+    async def now(self) -> datetime:
+        """The database's time, by which everything ends."""
+        return sure(await self._conn.fetchval("select now()"))
+
+    async def queue(self, kind: TaskKind, queue: Queue, max_retries: int) -> list[QueuedTask]:
+        """A task for each tenant that has anything, in nobody's name."""
         tenants = await self._conn.fetch(
             "select t.id from tenants t where exists (select 1 from contents c where c.tenant_id = t.id)"
         )
-        ids = [new_id() for _ in tenants]
+        queued = [QueuedTask(row["id"], new_id()) for row in tenants]
         await self._conn.executemany(
             "insert into tasks (tenant_id, id, kind, version, queue, user_id, role, request_id, trace_id, max_retries)"
             " values ($1, $2, $3, 1, $4, $1, 'member', '', '', $5)",
-            [(row["id"], task, kind.value, queue.value, max_retries) for row, task in zip(tenants, ids, strict=True)],
+            [(item.tenant_id, item.task_id, kind.value, queue.value, max_retries) for item in queued],
         )
         await self._conn.execute("select pg_notify('dreamhub_tasks', '')")
-        return ids
+        return queued
 
-    async def unfinished(self, task_ids: list[UUID]) -> int:
-        """How many of these tasks still wait or run."""
-        return sure(
-            await self._conn.fetchval(
-                "select count(*) from tasks where id = any($1) and status in ('queued', 'running')", task_ids
+    async def followed(self, queued: list[QueuedTask]) -> tuple[int, int]:
+        """How many of these tasks still wait or run, but for those of suspended tenants; how many ended in vain."""
+        row = sure(
+            await self._conn.fetchrow(
+                "select count(*) filter (where t.status in ('queued', 'running') and o.status = 'active') as waiting,"
+                " count(*) filter (where t.status in ('failed', 'dead', 'cancelled')) as failed"
+                " from unnest($1::uuid[], $2::uuid[]) as q (tenant_id, task_id)"
+                " join tasks t on t.tenant_id = q.tenant_id and t.id = q.task_id join tenants o on o.id = t.tenant_id",
+                [item.tenant_id for item in queued],
+                [item.task_id for item in queued],
             )
         )
+        return row["waiting"], row["failed"]
 
-    async def comparisons(self, version: str) -> list[StoredComparison]:
-        """Every comparison of a version, the earliest first."""
-        return [StoredComparison(**row) for row in await self._conn.fetch(COMPARISONS, version)]
+    async def comparisons(self, version: str, against: str) -> list[StoredComparison]:
+        """Every comparison of a version with another, the earliest first."""
+        return [StoredComparison(**row) for row in await self._conn.fetch(COMPARISONS, version, against)]
 
 
 @asynccontextmanager

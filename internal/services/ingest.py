@@ -20,7 +20,7 @@ from internal.entities.documents import Chunk, Content, Generation
 from internal.entities.events import DocumentReady
 from internal.entities.ocr import OcrPage
 from internal.entities.parsed import Block, Box, Location, Parsed
-from internal.entities.processing import Processing
+from internal.entities.processing import Processing, ProcessingState
 from internal.entities.search import ChunkTerms
 from internal.entities.tasks import Lease
 from internal.entities.usage import NewUsage, Purpose
@@ -112,9 +112,8 @@ class IngestService:
             built = await self.read(ctx, lease, content, generation, processing, purpose)
             generation = msgspec.structs.replace(generation, chunk_count=built.chunks)
             metadata = built.metadata
-        if not await self._publish(ctx, lease, generation, metadata):
-            return SKIPPED
-        return {"chunks": generation.chunk_count}
+        shown = await self._publish(ctx, lease, generation, metadata)
+        return SKIPPED if shown is None else {"chunks": shown.chunk_count}
 
     async def read(
         self,
@@ -266,10 +265,12 @@ class IngestService:
             usage = computed.usage
         return [known[hashed] for hashed in hashes], usage
 
-    async def _publish(self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]) -> bool:
-        """One short transaction makes all of it visible, once, whoever built it.
+    async def _publish(
+        self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]
+    ) -> Generation | None:
+        """One short transaction makes all of it visible, once, whoever built it; answers what is visible then.
 
-        False when nobody waits for it any more: the document was deleted, or answers from a later version.
+        None when nobody waits for it any more: the document was deleted, or answers from a later version.
         """
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
@@ -277,16 +278,23 @@ class IngestService:
             content = await tx.contents.hold(built.content_id)
             status = await tx.generations.status(built.id)
             if content is None or status is None or status == "retired":
-                return False
+                return None
             if status != "published":
                 if await tx.versions.is_overtaken(content.id):
                     await tx.generations.retire(built.id)
                     await tx.tasks.add(purging(content.id))
-                    return False
-                if not await _take_over(tx, ctx, lease, content, built):
-                    return False
-                await tx.contents.publish(content.id, built.id, metadata)
-                await tx.generations.publish(built.id, built.chunk_count)
+                    return None
+                state = await tx.processing.state()
+                answering = await tx.generations.answering(content.id)
+                if answering and built.version != state.current and answering.space_id == built.space_id:
+                    # Another version came meanwhile: who waits for the content is shown what answers for it.
+                    if status == "building":
+                        await tx.generations.retire(built.id)
+                    built = answering
+                else:
+                    await _take_over(tx, ctx, lease, built, answering, state)
+                    await tx.contents.publish(content.id, built.id, metadata)
+                    await tx.generations.publish(built.id, built.chunk_count)
             await _show(tx, content.id, built)
             await failpoints.hit("ingest.before_publish")
         await failpoints.hit("ingest.after_publish")
@@ -295,7 +303,7 @@ class IngestService:
                 await tx.vectors.analyze(self._embedder.space)
             if content.generation_id is not None:
                 await remove_retired(self._store, ctx, lease, content.id)
-        return True
+        return built
 
     async def _progress(self, ctx: Context, lease: Lease, stage: str, share: float) -> None:
         async with self._store.tenant(ctx) as tx:
@@ -303,23 +311,20 @@ class IngestService:
         await self._megaphone.task_moved(ctx, lease)
 
 
-async def _take_over(tx: Tx, ctx: Context, lease: Lease, content: Content, built: Generation) -> bool:
-    """Puts a reading in an earlier one's place; False where another version has become the current one meanwhile.
+async def _take_over(
+    tx: Tx, ctx: Context, lease: Lease, built: Generation, answering: Generation | None, state: ProcessingState
+) -> None:
+    """Puts a reading in the place of the one that answers, if one does.
 
-    What was read by that for the first time is published nevertheless, and read again.
+    What another version than the current one read, for the first time in its space, is read again.
     """
-    state = await tx.processing.state()
-    olds = [] if content.generation_id is None else [content.generation_id]
+    olds = [] if answering is None else [answering.id]
     if built.version != state.current:
-        if olds:
-            await tx.generations.retire(built.id)
-            return False
-        await tx.tasks.add_hidden(rereading(content.id))
+        await tx.tasks.add_hidden(rereading(built.content_id))
     elif state.candidate is not None and not in_nobodys_name(ctx) and mirrored(lease.task.id, state.share):
-        await tx.tasks.add_hidden(shadowing(content.id, state.candidate))
+        await tx.tasks.add_hidden(shadowing(built.content_id, state.candidate))
     await tx.lexicon.replace(olds, [built.id])
     await tx.generations.replace(olds, state)
-    return True
 
 
 async def _show(tx: Tx, content_id: UUID, generation: Generation) -> None:

@@ -8,7 +8,7 @@ import hashlib
 from typing import Any
 from uuid import UUID
 
-from internal.entities.processing import Processing, Switch
+from internal.entities.processing import Processing, ProcessingState, Switch
 from internal.entities.search import Space
 from internal.entities.tasks import INGEST_VERSION, Lease, NewTask, Queue, TaskKind
 from internal.repositories.store import Store, Tx
@@ -72,7 +72,7 @@ class ProcessingService:
                     await tx.tasks.add_hidden(following(TaskKind.REREAD_CONTENTS))
                     await tx.tasks.add_hidden(following(TaskKind.PURGE_GENERATIONS))
                     break
-                await _switch(tx, switches)
+                await _switch(tx, switches, state)
             count += len(switches)
             await failpoints.hit("processing.after_switch")
         self._log.info("contents answer by another version", version=state.current, contents=count)
@@ -145,8 +145,9 @@ def following(kind: TaskKind) -> NewTask:
     return NewTask(kind=kind, version=1, queue=Queue.LEARNING)
 
 
-async def _switch(tx: Tx, switches: list[Switch]) -> None:
+async def _switch(tx: Tx, switches: list[Switch], state: ProcessingState) -> None:
+    """`state` is the one by which the switches were chosen: what an order changes meanwhile is another switch's."""
     olds, news = [item.old for item in switches], [item.new for item in switches]
     await tx.lexicon.replace(olds, news)
     await tx.processing.switch(switches)
-    await tx.generations.replace(olds, await tx.processing.state())
+    await tx.generations.replace(olds, state)

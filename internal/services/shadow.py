@@ -13,7 +13,7 @@ from internal.entities.processing import Comparison
 from internal.entities.tasks import Lease
 from internal.entities.usage import Purpose
 from internal.providers.embeddings import Vectors
-from internal.repositories.store import Store
+from internal.repositories.store import Store, Tx
 from internal.services.chunking_sentences import sentences
 from internal.services.embedder import Embedder
 from internal.services.ingest import IngestService
@@ -24,6 +24,9 @@ from pkg.ctxutil import Context
 
 COMPARED = 2000
 """Passages of a reading that are compared; those of a very long file behind them are only counted."""
+
+WHOLE = ("ready", "kept")
+"""States of a reading that is complete, and that no search sees."""
 
 SKIPPED = {"skipped": "the file is gone, or the version isn't tried any more"}
 
@@ -54,12 +57,11 @@ class ShadowService:
             await tx.tasks.fence(lease)
             version = str((await tx.tasks.payload(lease.task.id))["version"])
             content = await tx.contents.find(lease.task.content_id)
-            candidate = (await tx.processing.state()).candidate
-            if content is None or content.generation_id is None or candidate != version:
+            if content is None or content.generation_id is None or not await _is_tried(tx, version):
                 return SKIPPED
             processing = processing_of(version)
             generation = await tx.generations.ensure(content.id, version, self._embedder.space.id)
-            if generation.status not in ("building", "ready", "kept"):
+            if generation.status not in (*WHOLE, "building"):
                 return SKIPPED  # of an earlier trial, and on its way out
         began = time.monotonic()
         try:
@@ -92,23 +94,31 @@ class ShadowService:
     ) -> dict[str, Any]:
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.fence(lease)
-            if await tx.contents.hold(content.id) is None:
+            held = await tx.contents.hold(content.id)
+            status = await tx.generations.status(generation.id)
+            if held is None or held.generation_id is None or held.generation_id != content.generation_id:
+                return SKIPPED
+            against = await tx.generations.version(held.generation_id)
+            if against is None or not await _is_tried(tx, generation.version):
                 return SKIPPED
             if found.error_code is not None:
                 await tx.generations.retire(generation.id)
-            against = None if content.generation_id is None else await tx.generations.version(content.generation_id)
-            if against is None:
+            elif status not in WHOLE:
                 return SKIPPED
             await tx.processing.record(content.id, generation.version, against, found)
         self._log.info("a reading was compared", content=str(content.id), version=generation.version)
         return {"version": generation.version, "error_code": found.error_code}
 
 
+async def _is_tried(tx: Tx, version: str) -> bool:
+    return (await tx.processing.state()).candidate == version
+
+
 def compare(before: Reading, after: Reading, seconds: float) -> Comparison:
     """Figures of two readings of the same file. Shares of nothing are 1: nothing was lost, and nothing is other."""
     old, new = _sentences(before.chunks), _sentences(after.chunks)
-    hashes = {chunk.text for chunk in after.chunks}
-    same = sum(chunk.text in hashes for chunk in before.chunks)
+    texts = {chunk.text for chunk in after.chunks}
+    same = sum(chunk.text in texts for chunk in before.chunks)
     nearest = _nearest(before.vectors, after.vectors)
     return Comparison(
         seconds=seconds,

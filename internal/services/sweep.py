@@ -50,6 +50,8 @@ class SweepService:
             await tx.objects.finish_sweep(objects)
             if await tx.processing.has_expired():
                 await tx.tasks.add_hidden(following(TaskKind.PURGE_GENERATIONS))
+            if await tx.processing.is_behind():
+                await tx.tasks.add_hidden(following(TaskKind.SWITCH_PROCESSING))
         return {"objects": objects, "removed": removed, "missing": missing}
 
     async def report_missing(self, ctx: Context, lease: Lease, content_id: UUID, key: str) -> bool:

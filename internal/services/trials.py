@@ -4,14 +4,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
-from uuid import UUID
 
 import msgspec
 
 from internal.entities.processing import ProcessingState, StoredComparison
 from internal.entities.tasks import Queue, TaskKind
-from internal.repositories.processings import ProcessingsRepository
+from internal.repositories.processings import ProcessingsRepository, QueuedTask
 from internal.services.processing import PROCESSINGS
 from pkg.apperr import AppError, Code
 
@@ -93,15 +91,13 @@ class TrialService:
         """Makes the candidate the current version; gives how many tenants still have to follow, at last 0.
 
         What it has read answers at once, the rest is read in the background, and what it replaces is kept for KEPT.
-        Raises REQUEST_INVALID without a candidate.
+        Raises REQUEST_INVALID without a candidate, and INTERNAL at the end if there are tenants that can't follow.
         """
         async with self._open() as tx:
             state = await tx.state()
             if state.candidate is None:
                 raise _refused("No version is being tried; try it before you take it over (shadow start).")
-            await tx.set(
-                ProcessingState(current=state.candidate, previous=state.current, promoted_at=datetime.now(UTC))
-            )
+            await tx.set(ProcessingState(current=state.candidate, previous=state.current, promoted_at=await tx.now()))
             tasks = await tx.queue(TaskKind.SWITCH_PROCESSING, Queue.HIGH_PRIORITY, self._max_retries)
         async for left in self._followed(tasks):
             yield left
@@ -116,7 +112,7 @@ class TrialService:
             state = await tx.state()
             if state.previous is None or state.kept_until is None:
                 raise _refused(f"Version {state.current} was not taken over; there is nothing to go back to.")
-            if state.kept_until <= datetime.now(UTC):
+            if state.kept_until <= await tx.now():
                 raise _refused(
                     f"What version {state.previous} read was kept until {state.kept_until:%Y-%m-%d %H:%M} UTC and is"
                     f" removed now. Try it anew (shadow start {state.previous}), and take it over."
@@ -132,20 +128,26 @@ class TrialService:
             state = await tx.state()
             if state.candidate is None:
                 raise _refused("No version is being tried.")
-            found = await tx.comparisons(state.candidate)
+            found = await tx.comparisons(state.candidate, state.current)
         return report_of(state, found)
 
-    async def _followed(self, tasks: list[UUID]) -> AsyncGenerator[int]:
+    async def _followed(self, tasks: list[QueuedTask]) -> AsyncGenerator[int]:
         """How many of the tasks are left, whenever that changes. They go on whether anybody looks or not."""
-        last = -1
-        while last != 0:
+        last, left, failed = -1, len(tasks), 0
+        while left:
             async with self._open() as tx:
-                left = await tx.unfinished(tasks)
-            if left != last:
+                left, failed = await tx.followed(tasks)
+            if left != last and (left or not failed):
                 yield left
             last = left
             if left:
                 await asyncio.sleep(LOOK_SECONDS)
+        if failed:
+            raise AppError(
+                Code.INTERNAL,
+                f"{failed} of {len(tasks)} tenants could not follow, and answer as before; the workers' logs say why."
+                " They are tried again with the next sweep of objects.",
+            )
 
 
 def report_of(state: ProcessingState, found: Sequence[StoredComparison]) -> Report:

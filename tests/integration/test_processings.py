@@ -2,148 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import httpx
 import pytest
 
-from internal.entities.search import Space
-from internal.entities.tasks import TaskKind
-from internal.parsers.sandbox import Sandbox
-from internal.providers.blobs import open_blobs
-from internal.providers.embeddings import OpenAIEmbeddings
-from internal.providers.ocr import LocalOcr
-from internal.repositories.broadcasts import Megaphone
-from internal.repositories.processings import processings
-from internal.services.embedder import Embedder
-from internal.services.ingest import IngestService
-from internal.services.processing import ProcessingService
-from internal.services.purge import PurgeService
-from internal.services.shadow import ShadowService
-from internal.services.sweep import SweepService
-from internal.services.trials import TrialService
-from internal.worker.jobs import Jobs, product_jobs
-from pkg import config
 from pkg.apperr import AppError
-from tests.fakes.openai_server import running_fake
-from tests.integration.api import served_on
-from tests.ledger import Ledger, eventually, open_ledger
+from tests.integration.processings import Shop, long_text, open_shop
 from tests.servers import Database, Servers
 
-SPACE = Space("multilingual-e5-small", "2", 384)
 DAY = "interval '25 hours'"
-
-
-def long_text(subject: str) -> str:
-    return "\n\n".join(f"Paragraph {number} tells of {subject} and of {number} ships. " * 12 for number in range(10))
-
-
-class Shop:
-    """The API with a client, and what an operator and the workers do."""
-
-    def __init__(self, client: httpx.AsyncClient, ledger: Ledger, jobs: Jobs, trials: TrialService) -> None:
-        self.client = client
-        self.ledger = ledger
-        self.trials = trials
-        self._jobs = jobs
-
-    @asynccontextmanager
-    async def at_work(self) -> AsyncGenerator[None]:
-        async with self.ledger.relay(), self.ledger.worker(self._jobs):
-            yield
-
-    async def upload(self, text: str) -> str:
-        """A new document's id."""
-        answer = await self.client.post("/api/v1/documents", files={"file": ("a.txt", text.encode())})
-        assert answer.status_code == 202, answer.text
-        return answer.json()["document_id"]
-
-    async def done(self) -> None:
-        """Nothing waits or runs."""
-
-        async def nothing() -> bool:
-            return await self.ledger.unfinished() == 0
-
-        await eventually(nothing, seconds=60)
-        failed = await self.ledger.inspector.fetch(
-            "select kind, status, error_message from tasks where status <> $1", "succeeded"
-        )
-        assert [tuple(row) for row in failed] == []
-
-    async def found(self, words: str) -> list[dict[str, Any]]:
-        answer = await self.client.post("/api/v1/search", json={"query": words, "k": 50, "mode": "keyword"})
-        assert answer.status_code == 200, answer.text
-        return answer.json()["items"]
-
-    async def readings(self) -> list[tuple[str, str]]:
-        """Version and status of each generation."""
-        rows = await self.ledger.inspector.fetch("select version, status from generations order by content_id, version")
-        return [tuple(row) for row in rows]
-
-    async def promote(self) -> None:
-        async for _left in self.trials.promote():
-            pass
-
-    async def roll_back(self) -> None:
-        async for _left in self.trials.roll_back():
-            pass
-
-    async def whole(self) -> None:
-        """Each document answers from one published generation, which alone is counted, and the counts are right."""
-        wrong = await self.ledger.inspector.fetch(
-            "select d.id, g.version, g.status, g.chunk_count, n.chunks from documents d"
-            " left join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id"
-            " left join counted_generations n on n.generation_id = d.generation_id"
-            " join contents c on c.id = d.content_id"
-            " where g.status is distinct from 'published' or c.generation_id is distinct from d.generation_id"
-            " or n.chunks is distinct from g.chunk_count"
-            " or g.chunk_count <> (select count(*) from chunks k where k.generation_id = g.id)"
-        )
-        assert [tuple(row) for row in wrong] == []
-        counted = await self.ledger.inspector.fetch(
-            "(select t.term, count(*)::int from chunk_terms k join documents d on d.generation_id = k.generation_id"
-            " cross join unnest(k.terms) as t (term) group by t.term"
-            " except select term, chunks from term_frequencies) union all"
-            " (select term, chunks from term_frequencies"
-            " except select t.term, count(*)::int from chunk_terms k join documents d on d.generation_id ="
-            " k.generation_id cross join unnest(k.terms) as t (term) group by t.term)"
-        )
-        assert [tuple(row) for row in counted] == []
 
 
 @pytest.fixture
 async def shop(servers: Servers, database: Database, tmp_path: Path) -> AsyncGenerator[Shop]:
-    async with AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(open_ledger(database, servers.redis_url))
-        api = await stack.enter_async_context(served_on(servers, database, tmp_path))
-        fake = await stack.enter_async_context(running_fake())
-        tenant = await api.new_tenant("processing")
-        client = await stack.enter_async_context(api.client(tenant["api_key"]))
-        worker = ledger.worker_store
-        space = await worker.find_space(SPACE)
-        assert space is not None
-        ai = config.Ai.model_validate({"base_url": fake.base_url, "api_key": "one", "embedding_model": space.model})
-        sandbox, ocr, megaphone = Sandbox(config.Limits()), LocalOcr("http://127.0.0.1:9"), Megaphone(servers.redis_url)
-        provider = OpenAIEmbeddings(ai, space)
-        for part in (sandbox, ocr, megaphone, provider):
-            stack.push_async_callback(part.close)
-        blobs, embedder = open_blobs(config.Blobs(url=(tmp_path / "blobs").as_uri())), Embedder(provider)
-        sweep, purge = SweepService(worker, blobs, orphan_hours=24), PurgeService(worker, blobs)
-        ingest = IngestService(worker, blobs, sandbox, ocr, embedder, megaphone, sweep, workdir=tmp_path)
-        shadow, processing = ShadowService(worker, ingest, embedder), ProcessingService(worker, space)
-        handlers = dict.fromkeys(TaskKind, ingest.ingest_content) | {
-            TaskKind.PURGE_CONTENT: purge.purge_content,
-            TaskKind.SHADOW_CONTENT: shadow.shadow_content,
-            TaskKind.SWITCH_PROCESSING: processing.switch_processing,
-            TaskKind.REREAD_CONTENTS: processing.reread_contents,
-            TaskKind.PURGE_GENERATIONS: processing.purge_generations,
-        }
-        trials = TrialService(lambda: processings(database.owner), max_retries=5)
-        yield Shop(client, ledger, product_jobs(**handlers), trials)
+    async with open_shop(servers, database, tmp_path) as found:
+        yield found
 
 
 async def test_a_trial_is_found_by_nobody_and_reported(shop: Shop) -> None:

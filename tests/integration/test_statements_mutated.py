@@ -58,6 +58,7 @@ FIND_NOTHING = {
     "ObjectRepository.mark_found",
     "ProcessingRepository.expire",
     "ProcessingRepository.has_expired",
+    "ProcessingRepository.is_behind",
     "ProcessingRepository.retired",
     "ProcessingRepository.switch",
     "ProcessingRepository.switchable",
