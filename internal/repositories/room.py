@@ -20,7 +20,7 @@ OF_USER = (
 
 
 class RoomRepository:
-    """Counts of the context's tenant's unfinished tasks, the invisible ones too."""
+    """Counts of the context's tenant's unfinished tasks, the invisible ones too, but for the operator's own."""
 
     def __init__(self, conn: asyncpg.Connection, ctx: Context, policy: TaskPolicy) -> None:
         self._conn = conn
@@ -56,7 +56,7 @@ class RoomRepository:
 
     async def unfinished(self) -> int:
         """How many of the tenant's tasks are queued or running, the invisible ones too; counts up to the cap."""
-        return sure(await self._conn.fetchval("select unfinished_v1($1)", self._policy.queue_depth))
+        return sure(await self._conn.fetchval("select unfinished_v2($1)", self._policy.queue_depth))
 
     async def unfinished_of_user(self, queue: Queue, limit: int) -> int:
         """How many of the context's user's tasks in a queue are queued or running; counts up to `limit`."""
@@ -79,10 +79,10 @@ class RoomRepository:
         """Seconds until there is room, as the tenant's last events tell; work that mends or removes may have filled it
         beyond the cap."""
         cap = self._policy.queue_depth
-        excess = sure(await self._conn.fetchval("select unfinished_v1($1)", 2 * cap)) - cap
+        excess = sure(await self._conn.fetchval("select unfinished_v2($1)", 2 * cap)) - cap
         row = sure(
             await self._conn.fetchrow(
-                "select ended, seconds from pace_v1($1)",
+                "select ended, seconds from pace_v2($1)",
                 LATEST_EVENTS,
             )
         )

@@ -38,7 +38,7 @@ class WatchRepository:
     async def pressed(self, *, unfinished: int, dead: int, seconds: float) -> list[Pressure]:
         """Tenants with so many unfinished tasks, or so many dead letters of the last `seconds`."""
         rows = await self._conn.fetch(
-            "select tenant_id, unfinished, dead from pressed_tenants_v1($1, $2, $3)", unfinished, dead, seconds
+            "select tenant_id, unfinished, dead from pressed_tenants_v2($1, $2, $3)", unfinished, dead, seconds
         )
         return [Pressure(**row) for row in rows]
 
@@ -61,7 +61,7 @@ class WatchRepository:
             )
         return sure(
             await self._conn.fetchval(
-                "select raise_alert_v1($1, $2, $3, $4, $5)",
+                "select raise_alert_v2($1, $2, $3, $4, $5)",
                 change.name,
                 change.severity,
                 payload,

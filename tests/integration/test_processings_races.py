@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from internal.entities.tasks import Queue, TaskKind
+from internal.services.processing import in_nobodys_name
 from pkg.apperr import AppError
 from tests.integration.processings import Shop, long_text, open_shop
 from tests.ledger import eventually
@@ -178,6 +179,26 @@ async def test_reading_again_is_not_told_as_if_the_document_were_new(shop: Shop)
         await shop.done()
     assert await shop.readings() == [("1", "kept"), ("2", "published")]
     assert await shop.ledger.inspector.fetchval("select count(*) from outbox where kind = 'document.ready'") == 1
+
+
+async def test_the_operators_work_takes_nobody_s_room(shop: Shop) -> None:
+    """Neither does it count to the tenant's cap, nor is the tenant alarmed of it."""
+    await tried(shop, HARBOURS)
+    for _ in range(3):
+        await shop.hidden(TaskKind.REREAD_CONTENTS)
+    ctx = await shop.context()
+    async with shop.ledger.app.tenant(ctx) as tx:
+        assert await tx.room.unfinished() == 0
+    async with shop.ledger.relay_store.system("look at the test's tenant") as tx:
+        assert await tx.watch.pressed(unfinished=1, dead=1, seconds=60) == []
+    await shop.ledger.inspector.execute(
+        "insert into tasks (tenant_id, id, kind, version, queue, status, user_id, role, request_id, trace_id,"
+        " max_retries, finished_at) select tenant_id, gen_random_uuid(), 'reread_contents', 1, 'learning', 'dead',"
+        " tenant_id, 'member', '', '', 5, now() from memberships where role = 'owner'"
+    )
+    async with shop.ledger.relay_store.system("look at the test's tenant") as tx:
+        assert await tx.watch.pressed(unfinished=1, dead=1, seconds=60) == []
+    assert not in_nobodys_name(ctx)
 
 
 async def test_a_report_is_of_one_pair_of_versions(shop: Shop) -> None:
