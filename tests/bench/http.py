@@ -73,8 +73,8 @@ async def fill(installation: Installation, tenant: Tenant, passages: int) -> lis
     texts = [" ".join(rng.choice(WORDS, 80)) for _ in range(passages)]
     asked = [" ".join(rng.choice(WORDS, 6)) for _ in range(QUERIES)]
     provider = LocalEmbeddings(installation.up["models_url"], SPACE)
-    bases = (await provider.embed(texts[:BASES], kind="passage", lane="ingest")).vectors
-    queries = (await provider.embed(asked, kind="query", lane="ingest")).vectors
+    bases = (await provider.embed(texts[:BASES], kind="passage", lane="ingest", searched=True)).vectors
+    queries = (await provider.embed(asked, kind="query", lane="ingest", searched=True)).vectors
     await provider.close()
     near = bases[np.arange(passages) % BASES] + 0.01 * rng.standard_normal((passages, SPACE.dim))
     vectors = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)

@@ -144,6 +144,21 @@ def test_queries_and_passages_differ(server: Server) -> None:
     assert query != pytest.approx(passage, abs=1e-3)
 
 
+def test_what_is_searched_comes_with_codes_and_without_its_language(server: Server) -> None:
+    texts = ["the zeppelin of the quartermaster", "押金什么时候退还？"]
+    plain = embed(server, texts).json()["data"]
+    searched = embed(server, texts, for_search=True).json()["data"]
+    asked = embed(server, texts, for_search=True, input_type="query").json()["data"]
+    assert not any("token_codes" in item for item in plain)
+    for mine, other, query in zip(plain, searched, asked, strict=True):
+        assert np.linalg.norm(other["embedding"]) == pytest.approx(1, abs=1e-5)
+        assert np.dot(mine["embedding"], other["embedding"]) < 0.9
+        assert len(base64.b64decode(other["token_codes"])) % 48 == 0
+        assert len(base64.b64decode(query["token_codes"])) % (2 * 384) == 0
+    apart = [np.dot(*(item["embedding"] for item in found)) for found in (plain, searched)]
+    assert apart[0] > 0.7 > 0.3 > apart[1], "all of the model's own vectors look alike"
+
+
 def test_cut_inputs_are_named_in_the_usage(server: Server) -> None:
     usage = embed(server, ["short", "long " * 900, "short"]).json()["usage"]
     assert usage["truncated"] == [1]
