@@ -28,7 +28,7 @@ class CollectionRepository:
         """
         made = await self._conn.fetchval(
             "insert into collections as c (tenant_id, id, name) values ($1, $2, $3)"
-            " on conflict (tenant_id, name) do update set announced = true"
+            " on conflict (tenant_id, name) do update set announced = true, created_at = now()"
             " where not c.announced and not exists (select 1 from documents d"
             " where d.tenant_id = $1 and d.collection_id = c.id and (d.visibility = 'tenant' or d.owner_id = $4))"
             " returning c.id",
@@ -42,10 +42,14 @@ class CollectionRepository:
         return await self.get(made)
 
     async def ensure(self, name: str, *, announced: bool) -> UUID:
-        """The id of the collection with this name, made if need be; safe when several ask at once."""
+        """The id of the collection with this name, made if need be; safe when several ask at once.
+
+        With `announced`, one that was made in private is for all from now on, as if it were made now.
+        """
         await self._conn.execute(
             "insert into collections (tenant_id, id, name, announced) values ($1, $2, $3, $4)"
-            " on conflict (tenant_id, name) do nothing",
+            " on conflict (tenant_id, name) do update set announced = true, created_at = now()"
+            " where excluded.announced and not collections.announced",
             self._ctx.tenant_id,
             new_id(),
             name,

@@ -88,3 +88,15 @@ async def test_a_collection_for_all_stays_when_it_is_empty(
     assert (await owner.delete(f"/api/v1/documents/{document}")).status_code == 202
     found = await shown(colleague)
     assert found["On purpose"]["document_count"] == found["Notices"]["document_count"] == 0
+
+
+async def test_who_fills_a_hidden_collection_for_all_finds_it_as_if_it_were_new(
+    owner: httpx.AsyncClient, colleague: httpx.AsyncClient
+) -> None:
+    """It stays when it is empty again; else its going would tell that somebody else had it before."""
+    await upload(owner, "a list of debts", visibility="private", collection="Debts")
+    before = (await shown(owner))["Debts"]["created_at"]
+    document = await upload(colleague, "a notice of debts", collection="Debts")
+    assert (await colleague.delete(f"/api/v1/documents/{document}")).status_code == 202
+    found = (await shown(colleague))["Debts"]
+    assert (found["document_count"], found["created_at"] > before) == (0, True)
