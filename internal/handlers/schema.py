@@ -47,11 +47,22 @@ OFFSET_TYPE = "application/offset+octet-stream"
 def _fields() -> dict[str, Schema]:
     """What may come with a file in a form."""
     return {
-        "priority": Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"]),
+        "priority": _priority(),
         "tags": Schema(type=OpenAPIType.STRING, description="Separated by commas, or the field repeated."),
         "collection": Schema(type=OpenAPIType.STRING, description="Its name; made if need be."),
         "visibility": Schema(type=OpenAPIType.STRING, enum=["tenant", "private"]),
     }
+
+
+def _priority() -> Schema:
+    return Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"])
+
+
+def _form(**fields: Schema) -> RequestBody:
+    """A form with one file, and what may come with it."""
+    file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+    schema = Schema(type=OpenAPIType.OBJECT, required=["file"], properties={"file": file, **fields})
+    return RequestBody(required=True, content={"multipart/form-data": OpenAPIMediaType(schema=schema)})
 
 
 @dataclass
@@ -59,9 +70,7 @@ class UploadOperation(Operation):
     """The form of an upload, which the handler reads by itself."""
 
     def __post_init__(self) -> None:
-        file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-        schema = Schema(type=OpenAPIType.OBJECT, required=["file"], properties={"file": file, **_fields()})
-        self.request_body = RequestBody(required=True, content={"multipart/form-data": OpenAPIMediaType(schema=schema)})
+        self.request_body = _form(**_fields())
 
 
 @dataclass
@@ -152,21 +161,7 @@ class ReplacementOperation(Operation):
     """The form of a document's next version."""
 
     def __post_init__(self) -> None:
-        self.request_body = RequestBody(
-            required=True,
-            content={
-                "multipart/form-data": OpenAPIMediaType(
-                    schema=Schema(
-                        type=OpenAPIType.OBJECT,
-                        required=["file"],
-                        properties={
-                            "file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY),
-                            "priority": Schema(type=OpenAPIType.STRING, enum=["high", "normal", "batch"]),
-                        },
-                    )
-                )
-            },
-        )
+        self.request_body = _form(priority=_priority())
 
 
 @dataclass
