@@ -24,7 +24,7 @@ from internal.entities.conversations import (
 from internal.handlers.auth import access
 from internal.handlers.money import Usd, usd
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, page_of, read_cursor, read_id
-from internal.handlers.problems import body_of
+from internal.handlers.problems import body_of, broken_off
 from internal.handlers.streams import event, event_stream
 from internal.services.chat import (
     LONGEST_COMMENT,
@@ -34,7 +34,6 @@ from internal.services.chat import (
     Turn,
 )
 from internal.services.names import MAX_TITLE
-from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
@@ -197,9 +196,8 @@ async def _events(ctx: Context, chat: ChatService, turn: Turn) -> AsyncGenerator
                 yield _event(item)
     except AppError as error:
         yield event("error", body_of(error))
-    except Exception as error:  # noqa: BLE001 - told without a word of it, and logged with its stack
-        logger.get("http").error("an answer failed", exc_info=error)
-        yield event("error", body_of(AppError(Code.INTERNAL, "The answer broke off; ask again.")))
+    except Exception as error:  # noqa: BLE001 - see broken_off
+        yield event("error", body_of(broken_off("an answer failed", error, "The answer broke off; ask again.")))
 
 
 def _event(item: AnswerEvent) -> bytes:

@@ -14,17 +14,18 @@ from litestar.params import HeaderParameter, QueryParameter
 from litestar.types import Scope
 
 from internal.handlers.auth import access, bearer
-from internal.handlers.problems import body_of
+from internal.handlers.problems import body_of, broken_off
 from internal.handlers.sockets import accepted_subprotocol, refusal
 from internal.handlers.streams import STALLED_SECONDS, ClosingStream, event, event_stream
 from internal.services.event_feeds import Reader
 from internal.services.event_pages import Message
 from internal.services.events import EventService
-from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
 LAST_POSITION = 2**63 - 1
+FAILED = "a stream of events failed"
+AGAIN = "The stream broke off; connect again with last_event_id."
 RECONNECT_MS = 1000
 """A client that was told so comes back after this long, and finds another server or the new one."""
 PART_BYTES = 16 * 1024
@@ -135,9 +136,8 @@ async def _server_sent(events: EventService, reader: Reader, after: int | None) 
             yield b"retry: %d\n" % RECONNECT_MS + event("bye", {"retry_ms": RECONNECT_MS})
         else:
             yield event("error", body_of(error))
-    except Exception as error:  # noqa: BLE001 - told without a word of it, and logged with its stack
-        logger.get("http").error("a stream of events failed", exc_info=error)
-        yield event("error", body_of(_broken()))
+    except Exception as error:  # noqa: BLE001 - see broken_off
+        yield event("error", body_of(broken_off(FAILED, error, AGAIN)))
 
 
 def _parts(batch: list[Message]) -> Generator[bytes]:
@@ -172,9 +172,9 @@ async def _send(
         return error
     except (OSError, TimeoutError):
         return None
-    except Exception as error:  # noqa: BLE001 - told without a word of it, and logged with its stack
-        logger.get("http").error("a stream of events failed", exc_info=error)
-    return _broken()
+    except Exception as error:  # noqa: BLE001 - see broken_off
+        return broken_off(FAILED, error, AGAIN)
+    return AppError(Code.INTERNAL, AGAIN)
 
 
 async def _until_left(socket: WebSocket[Any, Any, Any]) -> None:
@@ -183,7 +183,3 @@ async def _until_left(socket: WebSocket[Any, Any, Any]) -> None:
     while heard["type"] != "websocket.disconnect":
         await asyncio.sleep(PASSED_OVER_SECONDS)
         heard = await socket.receive()
-
-
-def _broken() -> AppError:
-    return AppError(Code.INTERNAL, "The stream broke off; connect again with last_event_id.")

@@ -126,6 +126,13 @@ def to_problem(error: Exception, headers: Mapping[str, str] | None = None) -> Pr
     )
 
 
+def broken_off(what: str, error: Exception, advice: str) -> AppError:
+    """What is told of an error that nobody expects when the answer's status is sent already: `advice`, and no word of
+    the error, which is logged with its stack as `what`."""
+    logger.get("http").error(what, exc_info=error)
+    return AppError(Code.INTERNAL, advice)
+
+
 def body_of(error: AppError) -> dict[str, Any]:
     """The fields of a problem, for answers and for `event: error` in streams."""
     status = STATUS[error.code]
