@@ -12,6 +12,7 @@ from litestar.params import JSONBody, QueryParameter
 
 from internal.entities.documents import Chunk, Document, DocumentChanges, DocumentFilter, DocumentStatus, Visibility
 from internal.entities.parsed import Location, Part
+from internal.entities.versions import Version
 from internal.handlers.auth import access
 from internal.handlers.descriptions import described
 from internal.handlers.downloads import download
@@ -109,7 +110,7 @@ async def upload_document(
         result = await documents.upload(ctx, form.chunks(), completed)
     except AnsweredBeforeError as answered:
         return answered.response
-    return Response(upload_out(result), status_code=200 if result.duplicate else 202)
+    return upload_answer(result)
 
 
 @get("/api/v1/documents", opt=access(Role.VIEWER))
@@ -159,8 +160,7 @@ async def get_document_content(
 ) -> Response[Any]:
     """The file as it was uploaded, whole or one range of it; always as an attachment, never rendered."""
     document, key = await documents.content(ctx, document_id_of(document_id))
-    await documents.require(ctx, key)
-    return download(request, document, lambda start, end: documents.read(ctx, key, start=start, end=end))
+    return await send_file(request, ctx, documents, document, key)
 
 
 @get("/api/v1/documents/{document_id:str}/chunks", opt=access(Role.VIEWER))
@@ -245,9 +245,18 @@ def document_id_of(text: str) -> UUID:
     return read_id(text, AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document."))
 
 
-def upload_out(result: UploadResult) -> UploadOut:
-    """Whether it became a document or a version."""
-    return UploadOut(result.document.id, result.task.id, result.task.status.value, result.duplicate)
+def upload_answer(result: UploadResult) -> Response[UploadOut]:
+    """Of what became a document or a version: 202, or 200 when the same bytes were there."""
+    answer = UploadOut(result.document.id, result.task.id, result.task.status.value, result.duplicate)
+    return Response(answer, status_code=200 if result.duplicate else 202)
+
+
+async def send_file(
+    request: Request[Any, Any, Any], ctx: Context, documents: DocumentService, file: Document | Version, key: str
+) -> Response[Any]:
+    """A stored file, whole or one range of it. Raises FILE_MISSING when its object is gone."""
+    await documents.require(ctx, key)
+    return download(request, file, lambda start, end: documents.read(ctx, key, start=start, end=end))
 
 
 def document_out(document: Document) -> DocumentOut:

@@ -12,8 +12,7 @@ from litestar.params import PathParameter
 
 from internal.entities.versions import Version, VersionStatus
 from internal.handlers.auth import access
-from internal.handlers.documents import UploadOut, document_id_of, receive, upload_out
-from internal.handlers.downloads import download
+from internal.handlers.documents import UploadOut, document_id_of, receive, send_file, upload_answer
 from internal.handlers.paging import Id, Page
 from internal.handlers.schema import ReplacementOperation
 from internal.services.documents import DocumentService
@@ -68,7 +67,7 @@ async def replace_document_content(
     await versions.check(ctx, wanted)
     form, completed = await receive(request, max_file_bytes, REPLACEMENT_FIELDS)
     result = await versions.replace(ctx, wanted, form.chunks(), completed)
-    return Response(upload_out(result), status_code=200 if result.duplicate else 202)
+    return upload_answer(result)
 
 
 @get("/api/v1/documents/{document_id:str}/versions", opt=access(Role.VIEWER))
@@ -95,12 +94,7 @@ async def get_document_version_content(
 ) -> Response[Any]:
     """The file of one version, as `GET …/content` sends that of the document."""
     found = await versions.get(ctx, document_id_of(document_id), _number(number))
-    await documents.require(ctx, found.blob_key)
-    return download(
-        request,
-        found,
-        lambda start, end: documents.read(ctx, found.blob_key, start=start, end=end),
-    )
+    return await send_file(request, ctx, documents, found, found.blob_key)
 
 
 @post(
@@ -114,7 +108,7 @@ async def restore_document_version(
 ) -> Response[UploadOut]:
     """Reads an earlier version again, as the next one: 202, or 200 when the newest has the same bytes."""
     result = await versions.restore(ctx, document_id_of(document_id), _number(number))
-    return Response(upload_out(result), status_code=200 if result.duplicate else 202)
+    return upload_answer(result)
 
 
 def _number(text: str) -> int:
