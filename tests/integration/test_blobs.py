@@ -22,6 +22,8 @@ from pkg.config import Blobs
 from tests.integration.api import served, settings_for
 from tests.integration.test_api_uploads import begin, send
 
+SOCKETS = Path("/tmp")
+"""Where SeaweedFS makes sockets, whatever it is told."""
 ACCESS, SECRET = "dreamhub-test", "a-secret-of-the-tests"
 CREDENTIALS = """{"identities": [{"name": "test", "credentials": [{"accessKey": "%s", "secretKey": "%s"}],
  "actions": ["Admin", "Read", "Write", "List"]}]}"""
@@ -44,7 +46,7 @@ def s3() -> Generator[str]:
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         (Path(folder) / "s3.json").write_text(CREDENTIALS % (ACCESS, SECRET))
         master, volume, filer, port, *grpc = free_ports(8)
-        command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+        command = [program, "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
                    f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={port}",
                    f"-master.port.grpc={grpc[0]}", f"-volume.port.grpc={grpc[1]}", f"-filer.port.grpc={grpc[2]}",
                    f"-s3.port.grpc={grpc[3]}", f"-s3.config={folder}/s3.json", "-master.volumeSizeLimitMB=64",
@@ -56,6 +58,10 @@ def s3() -> Generator[str]:
         finally:
             process.kill()  # a clean stop takes it half a minute
             process.wait(timeout=20)
+            for left in (
+                left for number in (filer, port, *grpc) for left in SOCKETS.glob(f"seaweedfs-*-{number}.sock")
+            ):
+                left.unlink()
 
 
 @pytest.fixture(params=["file", "s3"])
