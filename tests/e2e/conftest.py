@@ -2,18 +2,30 @@
 
 import secrets
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.product import Product, running_product
+from tests.e2e.product import Product, kill_all, running_product
+from tests.servers import reachable_folder
 
 
 @pytest.fixture(scope="session")
 def product() -> Generator[Product]:
     with running_product(LIMITS__RATE_PER_MINUTE="100000", LIMITS__BATCHES="5000") as found:
         yield found
+
+
+@pytest.fixture
+def folder() -> Generator[Path]:
+    """Where a test starts products of its own, at `home`. What one that failed has left running ends with it."""
+    with reachable_folder() as found:
+        try:
+            yield found
+        finally:
+            kill_all(found / "home")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The product as a user starts it: `dreamhub up` on a home of its own, spoken to over HTTP."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import psutil
 
 CHECKOUT = Path(__file__).parents[2]
 START_SECONDS = 120.0
@@ -89,6 +91,28 @@ def stop(process: subprocess.Popen[bytes]) -> int:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     return process.wait(timeout=60)
+
+
+def of_home(home: Path) -> list[psutil.Process]:
+    """Every process that works for this home: by its arguments, its environment, or its folder."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            traces = [*process.cmdline(), process.environ().get("DREAMHUB_HOME", ""), process.cwd()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if process.pid != os.getpid() and any(str(home) in trace for trace in traces):
+            found.append(process)
+    return found
+
+
+def kill_all(home: Path) -> None:
+    """Ends at once whatever works for this home; who would start it again first."""
+    while left := of_home(home):
+        for process in sorted(left, key=lambda item: item.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
 
 
 def upload(client: httpx.Client, name: str, data: bytes, **fields: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import httpx
@@ -13,16 +12,9 @@ import psutil
 import pytest
 
 from tests.e2e import product
-from tests.e2e.product import Product
-from tests.e2e.test_up import begin, finish, of_home, pids, until
+from tests.e2e.product import Product, of_home
+from tests.e2e.test_up import begin, finish, pids, until
 from tests.scanner import SIGNATURE, TEST_SIGNATURES
-from tests.servers import reachable_folder
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    with reachable_folder() as found:
-        yield found
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,17 +20,10 @@ import pytest
 
 from dreamhub.accounts import NOBODY, passable
 from tests.e2e import product
-from tests.e2e.product import Product
-from tests.servers import reachable_folder
+from tests.e2e.product import Product, of_home
 
 ROLES = {"postgres", "redis", "server", "worker", "relay", "models"}
 FIELDS = {"url", "platform_token", "tenant", "api_key", "user", "postgres_dsn", "redis_url", "processes", "version"}
-
-
-@pytest.fixture
-def folder() -> Generator[Path]:
-    with reachable_folder() as found:
-        yield found
 
 
 def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
@@ -38,19 +31,6 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.05)
-
-
-def of_home(home: Path) -> list[psutil.Process]:
-    """Every process that works for this home: by its arguments, its environment, or its folder."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            traces = [*process.cmdline(), process.environ().get("DREAMHUB_HOME", ""), process.cwd()]
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-        if process.pid != os.getpid() and any(str(home) in trace for trace in traces):
-            found.append(process)
-    return found
 
 
 def pids(running: Product) -> dict[str, list[int]]:
