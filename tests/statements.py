@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 REPOSITORIES = ROOT / "internal" / "repositories"
 CALLS = frozenset({"execute", "executemany", "fetch", "fetchrow", "fetchval", "cursor", "prepare"})
 CONNECTIONS = frozenset({"conn", "self._conn"})
-TABLE, FUNCTION, STORAGE = "vectors_1", "search_v2_1", "vector"
+TABLE, FUNCTION, STORAGE = "vectors_1", "search_v3_1", "vector"
 # What may be put into a statement besides literals: names that code makes and ids that are UUIDs already.
 SPACE_NAMES = {"space.table": TABLE, "space.function": FUNCTION, "space.storage": STORAGE}
 OTHER_NAMES = {

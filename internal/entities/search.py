@@ -36,7 +36,7 @@ class Space(msgspec.Struct, frozen=True):
     @property
     def function(self) -> str:
         """Name of the search function, which reads this space's table."""
-        return f"search_v2_{self.id}"
+        return f"search_v3_{self.id}"
 
 
 class SearchMode(StrEnum):

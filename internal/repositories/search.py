@@ -1,7 +1,9 @@
 """SQL of search: one function for each embedding space, so that a search is one round trip.
 
-The function sets tenant and user for its own transaction and then asks as the caller, under every policy. It is never
-replaced in place: other behaviour is a `search_v3_…` beside it, because old and new processes run together.
+The function sets tenant and user for its own transaction and then asks as the caller, under every policy. It is
+`stable`, so that all its statements see what was there when it was called: of a document that goes from one reading to
+another meanwhile it finds the one or the other. It is never replaced in place: other behaviour is a `search_v4_…`
+beside it, because old and new processes run together.
 """
 
 from typing import Any, NamedTuple
@@ -61,7 +63,7 @@ create function {name}(
     chunk_id uuid, document_id uuid, filename text, source_type text, text text,
     page integer, heading text, start_ms integer, end_ms integer, box real[],
     score float8, similarity float8, keyword float8, coverage float8, more boolean
-) language plpgsql volatile set search_path = pg_catalog, public as $search$
+) language plpgsql stable set search_path = pg_catalog, public as $search$
 #variable_conflict use_column
 declare
     v_narrowed boolean := p_mine

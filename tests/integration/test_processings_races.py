@@ -72,6 +72,22 @@ async def test_a_way_back_that_is_ordered_in_the_middle_of_a_switch_finds_what_w
         await shop.whole()
 
 
+async def test_a_search_in_the_middle_of_which_a_switch_ends_finds_one_reading(shop: Shop) -> None:
+    await tried(shop, HARBOURS)
+    order = shop.trials.promote()
+    await anext(order)
+    found = len(await shop.found("harbours"))
+    reader = shop.ledger.inspector.transaction()
+    await reader.start()
+    await shop.ledger.inspector.execute("lock table chunks in access exclusive mode")  # the last that a search reads
+    searching = asyncio.create_task(shop.found("harbours and ships"))
+    await eventually(shop.waits_for_a_lock)
+    async with shop.at_work(Queue.HIGH_PRIORITY):
+        await eventually(lambda: shop.published("2"))
+    await reader.rollback()
+    assert len(await searching) == found
+
+
 async def test_uploads_of_known_bytes_go_on_while_a_switch_runs(shop: Shop) -> None:
     first, _second = await tried(shop, HARBOURS, long_text("wharves"))
     order = shop.trials.promote()
