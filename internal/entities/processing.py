@@ -59,8 +59,9 @@ class StoredComparison(Comparison, frozen=True, kw_only=True):
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """A content that goes from one whole generation to another."""
+    """A content that goes from one whole generation to another; `chunks` are those of both."""
 
     content_id: UUID
     old: UUID
     new: UUID
+    chunks: int

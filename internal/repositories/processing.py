@@ -56,7 +56,8 @@ class ProcessingRepository:
         Locked so that who uploads the same bytes doesn't wait: he may hold another one of these.
         """
         rows = await self._conn.fetch(
-            "select c.id as content_id, o.id as old, g.id as new from generations g"
+            "select c.id as content_id, o.id as old, g.id as new, o.chunk_count + g.chunk_count as chunks"
+            " from generations g"
             " join contents c on c.tenant_id = $1 and c.id = g.content_id and c.purged_at is null"
             " join generations o on o.tenant_id = $1 and o.id = c.generation_id and o.id <> g.id"
             " where g.tenant_id = $1 and g.version = $2 and g.space_id = $3 and g.status in ('ready', 'kept')"

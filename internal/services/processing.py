@@ -5,6 +5,7 @@ first, and so does a switch, so that each sees what the other has done: see `Ing
 """
 
 import hashlib
+from itertools import accumulate
 from typing import Any
 from uuid import UUID
 
@@ -28,8 +29,12 @@ PROCESSINGS = {
 }
 """What these workers can read by. A change of parsing, cutting or analysis is a new version, never a changed one."""
 
-SLICE = 100
-"""Contents a transaction: an upload's publication waits for one of these at most."""
+SLICE, PASSAGES = 500, 2000
+"""Contents a transaction at most, and passages of both readings: an upload's publication waits for one of these, about
+a second. Counting terms takes nearly all of it, and the fewer transactions count a common term, the less."""
+
+REREAD = 100
+"""Contents whose reading is queued at a time."""
 
 WAITING = 200
 """Readings of one tenant that wait at a time, far below what its people may have waiting."""
@@ -67,7 +72,7 @@ class ProcessingService:
                 await tx.tasks.fence(lease)
                 await tx.lexicon.touch()
                 state = await tx.processing.state()
-                switches = await tx.processing.switchable(state.current, self._space.id, SLICE)
+                switches = few(await tx.processing.switchable(state.current, self._space.id, SLICE))
                 if not switches:
                     await tx.tasks.add_hidden(following(TaskKind.REREAD_CONTENTS))
                     await tx.tasks.add_hidden(following(TaskKind.PURGE_GENERATIONS))
@@ -90,7 +95,7 @@ class ProcessingService:
                     raise AppError(Code.QUEUE_FULL, "Earlier readings are waited for.", retry_after=5)
                 after = UUID((await tx.tasks.payload(lease.task.id)).get("after", str(UUID(int=0))))
                 version = (await tx.processing.state()).current
-                found = await tx.processing.unread(version, self._space.id, after=after, limit=SLICE)
+                found = await tx.processing.unread(version, self._space.id, after=after, limit=REREAD)
                 if not found:
                     return {"version": version}
                 for content in found:
@@ -143,6 +148,12 @@ def shadowing(content_id: UUID, version: str) -> NewTask:
 def following(kind: TaskKind) -> NewTask:
     """Work that comes of a switch, in the tenant's name, which waits for whatever people asked for."""
     return NewTask(kind=kind, version=1, queue=Queue.LEARNING)
+
+
+def few(found: list[Switch]) -> list[Switch]:
+    """The first of them that have PASSAGES passages together; one, however many it has."""
+    count = sum(total <= PASSAGES for total in accumulate(item.chunks for item in found))
+    return found[: max(1, count)]
 
 
 async def _switch(tx: Tx, switches: list[Switch], state: ProcessingState) -> None:

@@ -8,7 +8,8 @@ import pytest
 from internal.entities.documents import Chunk
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
-from internal.services.processing import PROCESSINGS, mirrored, processing_of
+from internal.entities.processing import Switch
+from internal.services.processing import PASSAGES, PROCESSINGS, few, mirrored, processing_of
 from internal.services.shadow import Reading, compare
 from pkg.apperr import AppError, Code
 
@@ -37,6 +38,15 @@ def test_an_unknown_version_is_left_to_other_workers() -> None:
     with pytest.raises(AppError, match="version 99") as raised:
         processing_of("99")
     assert raised.value.code is Code.MODEL_UNAVAILABLE
+
+
+def test_a_switch_takes_few_passages_at_a_time_and_large_files_alone() -> None:
+    small = [Switch(new_id(), new_id(), new_id(), chunks=3) for _ in range(900)]
+    large = Switch(new_id(), new_id(), new_id(), chunks=PASSAGES + 1)
+    assert len(few(small)) == PASSAGES // 3
+    assert few([large, *small]) == [large]
+    assert few([*small[:2], large]) == small[:2]
+    assert few([]) == []
 
 
 def test_the_same_text_cut_otherwise_is_kept() -> None:
