@@ -12,7 +12,7 @@ from litestar.params import JSONBody, QueryParameter
 from internal.entities.tasks import Queue, TaskFilter, TaskStatus
 from internal.handlers.auth import access
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page
-from internal.handlers.requests import Moment, zoned
+from internal.handlers.requests import Moment, utc
 from internal.handlers.tasks import (
     LONGEST_NAME,
     Ids,
@@ -93,8 +93,8 @@ async def list_dead_letters(
         kind=kind,
         error_code=error_code,
         document_ids=None if document_id is None else [document_id],
-        ended_after=zoned(after, "after"),
-        ended_before=zoned(before, "before"),
+        ended_after=utc(after, "after"),
+        ended_before=utc(before, "before"),
     )
     found, following = await tasks.list(ctx, narrow, limit=limit, cursor=cursor)
     return Page([task_out(item) for item in found], following)
@@ -156,6 +156,6 @@ def _chosen(data: DeadLettersIn) -> TaskFilter:
         error_code=data.error_code,
         document_ids=data.document_ids,
         ids=data.ids,
-        ended_after=data.after,
-        ended_before=data.before,
+        ended_after=utc(data.after, "after"),
+        ended_before=utc(data.before, "before"),
     )

@@ -13,7 +13,7 @@ from internal.entities.identity import ApiKey, Member, TokenPair
 from internal.handlers.auth import Open, access, bearer, visitor_of
 from internal.handlers.paging import DEFAULT_LIMIT, Cursor, Id, Limit, Page, page_of, read_cursor, read_id
 from internal.handlers.replays import SECRET_ANSWER
-from internal.handlers.requests import Moment
+from internal.handlers.requests import Moment, utc
 from internal.services.api_keys import ApiKeyService
 from internal.services.members import MemberService
 from internal.services.names import MAX_TITLE
@@ -225,7 +225,8 @@ async def add_api_key(
     ctx: NamedDependency[Context], api_keys: NamedDependency[ApiKeyService], data: JSONBody[ApiKeyIn]
 ) -> ApiKeyOut:
     """Makes a key that does no more than you may."""
-    key, secret = await api_keys.add(ctx, name=data.name, role=data.role, expires_at=data.expires_at)
+    expires_at = utc(data.expires_at, "expires_at")
+    key, secret = await api_keys.add(ctx, name=data.name, role=data.role, expires_at=expires_at)
     return ApiKeyOut(key.id, secret, key.name, key.role, key.prefix, key.expires_at)
 
 

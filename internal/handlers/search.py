@@ -12,7 +12,7 @@ from internal.entities.parsed import Location
 from internal.entities.search import Filters, SearchHit, SearchMode, SearchRequest
 from internal.handlers.auth import access
 from internal.handlers.documents import SourceType
-from internal.handlers.requests import Moment
+from internal.handlers.requests import Moment, utc
 from internal.services.search import SearchService
 from pkg.ctxutil import Context, Role
 
@@ -81,8 +81,8 @@ async def search(
         document_ids=wanted.document_ids,
         collections=wanted.collections,
         tags=wanted.tags,
-        created_after=wanted.created_after,
-        created_before=wanted.created_before,
+        created_after=utc(wanted.created_after, "filters.created_after"),
+        created_before=utc(wanted.created_before, "filters.created_before"),
         mine=wanted.mine,
     )
     request = SearchRequest(query=data.query, k=data.k, mode=data.mode, diversity=data.diversity, filters=filters)

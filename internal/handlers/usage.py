@@ -13,7 +13,7 @@ from litestar.params import QueryParameter
 from internal.entities.usage import Grouping, UsageSum
 from internal.handlers.auth import access
 from internal.handlers.money import Usd, usd
-from internal.handlers.requests import Moment
+from internal.handlers.requests import Moment, utc
 from internal.services.usage import UsageService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
@@ -98,7 +98,7 @@ def _moment(field: str, text: str | None, of_day: time) -> datetime | None:
     try:
         if len(text) == DAY:
             return datetime.combine(date.fromisoformat(text), of_day, UTC)
-        return msgspec.convert(text, Moment).astimezone(UTC)
+        return utc(msgspec.convert(text, Moment), field)
     except (ValueError, msgspec.ValidationError):
         message = "must be a day, such as 2026-01-31, or a time with its zone, such as 2026-01-31T08:00:00Z"
         raise AppError(

@@ -9,6 +9,7 @@ from pkg.ctxutil import Context
 
 USUAL = timedelta(days=30)
 LONGEST = timedelta(days=366)
+BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class UsageService:
@@ -22,7 +23,7 @@ class UsageService:
     ) -> UsageReport:
         """The last 30 days where nothing else is said. Raises REQUEST_INVALID for no time at all, or over a year."""
         until = until or datetime.now(UTC)
-        since = since or until - USUAL
+        since = since or until - min(USUAL, until - BEGINNING)
         if since >= until:
             raise _invalid("from", "must be before to")
         if until - since > LONGEST:

@@ -125,6 +125,27 @@ async def test_bad_pages_of_every_list(client: httpx.AsyncClient, path: str, que
     is_problem(await client.get(f"/api/v1/{path}?{query}"), 400, "request.invalid")
 
 
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+async def test_a_time_that_utc_does_not_have_is_named(client: httpx.AsyncClient, moment: str) -> None:
+    named = {
+        "filters.created_after": client.post(
+            "/api/v1/search", json={"query": "x", "filters": {"created_after": moment}}
+        ),
+        "filters.created_before": client.post(
+            "/api/v1/search", json={"query": "x", "filters": {"created_before": moment}}
+        ),
+        "expires_at": client.post("/api/v1/api-keys", json={"name": "x", "expires_at": moment}),
+        "after": client.get("/api/v1/dead-letters", params={"after": moment}),
+        "before": client.post("/api/v1/dead-letters/redrive", json={"before": moment}),
+        "from": client.get("/api/v1/usage", params={"from": moment}),
+        "to": client.get("/api/v1/usage", params={"to": moment}),
+    }
+    for field, asked in named.items():
+        answer = await asked
+        is_problem(answer, 400, "request.invalid")
+        assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
 LISTS = ["documents", "tasks", "dead-letters", "collections", "conversations", "members", "api-keys"]
 NO_LISTS = ["me", f"documents/{UNKNOWN}", f"documents/{UNKNOWN}/content"]
 
