@@ -351,8 +351,6 @@ async def _open_embedder(
 
 
 def _open_reranker(stack: AsyncExitStack, settings: Settings) -> RerankEndpoint | None:
-    if bool(settings.ai.rerank_url) != bool(settings.ai.rerank_model):
-        raise SettingsError("AI__RERANK_URL and AI__RERANK_MODEL: set both, or neither")
     if not settings.ai.rerank_url:
         return None
     reranker = RerankEndpoint(settings.ai)

@@ -5,16 +5,23 @@ to set. Names are nested with two underscores: `DB__DSN`, `AI__API_KEY`.
 """
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NestedSecretsSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from pkg import failpoints
+from pkg.addresses import BlobsAddress, ModelsAddress, RedisAddress, ScannerAddress, WebAddress
 from pkg.apperr import SettingsError
 
 MIN_SECRET = 32
@@ -27,7 +34,16 @@ DEFAULT_SECRETS = frozenset({"change-me", "changeme", "secret", "password", "dre
 class Section(BaseModel):
     """A frozen group of settings that refuses names it doesn't know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _json_list(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError('want a JSON list, such as ["https://app.example.com"]') from None
 
 
 class Server(Section):
@@ -35,7 +51,7 @@ class Server(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
 
 
 class Auth(Section):
@@ -64,32 +80,18 @@ class Db(Section):
 class Redis(Section):
     """Redis 7 or Valkey: wakes, caches and broadcasts; may be wiped at any moment."""
 
-    url: SecretStr = SecretStr("")
-
-    @field_validator("url")
-    @classmethod
-    def _known_scheme(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value() and urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("want redis://:password@host:port/0, rediss://… or unix:///path")
-        return value
+    url: RedisAddress = SecretStr("")
 
 
 class Blobs(Section):
     """Where uploaded bytes are kept: `file:///dir` or `s3://bucket?endpoint=…&region=…`."""
 
-    url: str = ""
+    url: BlobsAddress = ""
     access_key: SecretStr = SecretStr("")
     secret_key: SecretStr = SecretStr("")
     orphan_hours: int = Field(
         default=24, ge=0, le=8760, description="an object that no row holds is removed after so long; 0: never"
     )
-
-    @field_validator("url")
-    @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if value and urlsplit(value).scheme not in ("file", "s3"):
-            raise ValueError("want file:///dir or s3://bucket?endpoint=…&region=…")
-        return value
 
 
 def _several(keys: SecretStr) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def _several(keys: SecretStr) -> tuple[str, ...]:
 class Ai(Section):
     """An OpenAI-compatible endpoint. Each model that isn't named is the built-in local one."""
 
-    base_url: str = ""
+    base_url: WebAddress = ""
     api_key: SecretStr = SecretStr("")
     chat_model: str = ""
     embedding_model: str = ""
@@ -107,17 +109,9 @@ class Ai(Section):
     vision_model: str = ""
     transcription_model: str = ""
     timeout_seconds: float = Field(default=60.0, gt=0)
-    rerank_url: str = Field(default="", description="the address that passages are posted to for their order")
+    rerank_url: WebAddress = Field(default="", description="the address that passages are posted to for their order")
     rerank_model: str = ""
     rerank_api_key: SecretStr = Field(default=SecretStr(""), description="where it isn't `api_key`")
-
-    @field_validator("base_url", "rerank_url")
-    @classmethod
-    def _web_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("want http://host:port/v1 or https://host/v1")
-        return value
 
     @property
     def api_keys(self) -> tuple[str, ...]:
@@ -133,18 +127,11 @@ class Ai(Section):
 class Models(Section):
     """The local model process. `url` is `http://host:port` or `unix:/path`; empty means the embedded one."""
 
-    url: str = ""
+    url: ModelsAddress = ""
     threads: int = Field(default=0, ge=0, le=64, description="0: one for each core")
     preload: bool = Field(default=True, description="load the embedding model at the start")
     idle_seconds: float = Field(default=3600.0, gt=0)
     cache_dir: str = ""
-
-    @field_validator("url")
-    @classmethod
-    def _known_address(cls, value: str) -> str:
-        if value and not value.startswith(("unix:", "http://", "https://")):
-            raise ValueError("want http://host:port or unix:/path")
-        return value
 
 
 class Scan(Section):
@@ -153,16 +140,9 @@ class Scan(Section):
     Where `clamd` isn't set, `up` starts one of its own, with the signatures of that folder.
     """
 
-    clamd: str = "off"
+    clamd: ScannerAddress = "off"
     signatures: str = "/var/lib/clamav"
     timeout_seconds: float = Field(default=30.0, gt=0)
-
-    @field_validator("clamd")
-    @classmethod
-    def _known_address(cls, value: str) -> str:
-        if value != "off" and not value.startswith(("unix:", "tcp://")):
-            raise ValueError("want unix:/path, tcp://host:port or off")
-        return value
 
 
 class Limits(Section):
@@ -293,7 +273,7 @@ def load(*, process: str = "server", **overrides: Any) -> Settings:
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        raise SettingsError(f"DREAMHUB_SECRETS_DIR: {error}; set a folder of files named as db__dsn is") from None
     _refuse_contradictory(settings)
     failpoints.check()
     if settings.env == "production":
@@ -302,7 +282,8 @@ def load(*, process: str = "server", **overrides: Any) -> Settings:
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    """Catches a misspelt section (`LIMIT__MAX_FILE_MB`) or `DREAMHUB_…` name; the models catch the rest."""
+    """Catches a misspelt section (`LIMIT__MAX_FILE_MB`), one alone (`DB`), and a misspelt `DREAMHUB_…` name; the models
+    catch the rest."""
     for name in environ:
         upper = name.upper()
         if upper.startswith("DREAMHUB_") and upper not in OWN_NAMES | CLIENT_NAMES:
@@ -311,6 +292,8 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
                 f"{name} is not a setting of DreamHub" + (f"; did you mean {guess[0]}?" if guess else "")
             )
         section, found, _rest = upper.partition("__")
+        if name.lower() in SECTIONS:
+            raise SettingsError(f"{name} is not a setting of DreamHub, whose own begin with {upper}__; unset it")
         if not found or section.lower() in SECTIONS or not section:
             continue
         guess = difflib.get_close_matches(section.lower(), SECTIONS, 1, cutoff=0.75)
@@ -351,8 +334,9 @@ def weak_secret(value: str) -> bool:
 
 
 def _refuse_contradictory(settings: "Settings") -> None:
-    """A model needs an endpoint, the built-in model's vectors have one size, and the largest file must find room."""
-    ai, limits = settings.ai, settings.limits
+    """A model needs an endpoint, the built-in model's vectors have one size, the largest file must find room, and a
+    pool no more connections than it may have."""
+    ai, limits, db = settings.ai, settings.limits, settings.db
     lines = [
         f"AI__{field.upper()} names a model, but AI__BASE_URL is not set; set it to the endpoint that serves the model"
         for field in ("chat_model", "embedding_model", "vision_model", "transcription_model")
@@ -373,6 +357,12 @@ def _refuse_contradictory(settings: "Settings") -> None:
             f"LIMITS__BATCH_MB is {limits.batch_mb}, but one file may have {limits.max_file_mb}"
             " (LIMITS__MAX_FILE_MB); raise the first or lower the second"
         )
+    if db.pool_min > db.pool_max:
+        lines.append(
+            f"DB__POOL_MIN is {db.pool_min}, but DB__POOL_MAX is {db.pool_max}; lower the first or raise the second"
+        )
+    if bool(ai.rerank_url) != bool(ai.rerank_model):
+        lines.append("AI__RERANK_URL and AI__RERANK_MODEL: set both, or neither")
     if lines:
         raise SettingsError("\n".join(lines))
 

@@ -46,6 +46,10 @@ class Listener:
             try:
                 return cls(_listen(host, chosen))
             except OSError as error:
+                if isinstance(error, socket.gaierror) or error.errno in ABSENT:
+                    raise StartError(
+                        f"SERVER__HOST: {host} is no address of this machine ({error.strerror}); set one that it has"
+                    ) from None
                 if port or error.errno != errno.EADDRINUSE:
                     problem = "is in use" if error.errno == errno.EADDRINUSE else f"can't be used ({error.strerror})"
                     raise StartError(

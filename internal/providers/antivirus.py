@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pkg.apperr import AppError, Code, SettingsError
+from pkg.apperr import AppError, Code
 from pkg.config import Scan
 
 BLOCK_BYTES = 256 * 1024
@@ -148,8 +148,6 @@ def open_antivirus(settings: Scan) -> Antivirus:
     """The scanner that `SCAN__CLAMD` names."""
     if settings.clamd == "off":
         return NoScan()
-    if settings.clamd.startswith("tcp://") and not urlsplit(settings.clamd).hostname:
-        raise SettingsError("SCAN__CLAMD: want tcp://host:port")
     return Clamd(settings)
 
 

@@ -126,18 +126,14 @@ class BlobStore:
 
 
 def open_blobs(settings: Blobs) -> BlobStore:
-    """The store that `BLOBS__URL` names. Raises SettingsError when the address makes no sense."""
+    """The store that `BLOBS__URL` names, which must. Raises SettingsError for options that make no sense."""
     url = urlsplit(settings.url)
     if url.scheme == "file":
-        if url.netloc not in ("", "localhost") or not url.path:
-            raise SettingsError("BLOBS__URL: a folder is written with three slashes: file:///var/lib/dreamhub/blobs")
         try:
             return BlobStore(LocalStore(prefix=unquote(url.path), mkdir=True))
         except (BaseError, OSError) as error:
             raise SettingsError(f"BLOBS__URL: the folder {unquote(url.path)} can't be made or read: {error}") from None
-    if url.scheme == "s3" and url.netloc:
-        return BlobStore(_s3(url.netloc, {name: values[-1] for name, values in parse_qs(url.query).items()}, settings))
-    raise SettingsError("BLOBS__URL: set file:///dir or s3://bucket?endpoint=…&region=…")
+    return BlobStore(_s3(url.netloc, {name: values[-1] for name, values in parse_qs(url.query).items()}, settings))
 
 
 def _s3(bucket: str, options: dict[str, str], settings: Blobs) -> S3Store:

@@ -156,8 +156,7 @@ async def test_a_folder_that_goes_away_is_named_as_such(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        Blobs(url=""),
-        Blobs(url="file://host/dir"),
+        Blobs(url="file:///proc/nowhere"),
         Blobs(url="s3://bucket?ennpoint=x"),
         Blobs(url="s3://b", access_key="a"),
     ],

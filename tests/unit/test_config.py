@@ -1,5 +1,7 @@
 """Settings that can't work are refused with their names, before anything starts."""
 
+from pathlib import Path
+
 import pytest
 
 from pkg import config
@@ -29,9 +31,16 @@ def test_the_endpoint_is_a_web_address(url: str, monkeypatch: pytest.MonkeyPatch
     ("name", "value", "wanted"),
     [
         ("REDIS__URL", "http://user:hush@redis:6379", "redis://:password@host:port/0, rediss://… or unix:///path"),
-        ("MODELS__URL", "models:8001", "http://host:port or unix:/path"),
-        ("BLOBS__URL", "ftp://files", "file:///dir or s3://bucket?endpoint=…&region=…"),
-        ("SCAN__CLAMD", "clamd:3310", "unix:/path, tcp://host:port or off"),
+        ("REDIS__URL", "redis://redis:port/0", "redis://:password@host:port/0, rediss://… or unix:///path"),
+        *(("MODELS__URL", url, "http://host:port or unix:/path") for url in ("models:8001", "unix:", "http://:80")),
+        *(
+            ("BLOBS__URL", url, "file:///dir or s3://bucket?endpoint=…&region=…")
+            for url in ("ftp://files", "file:blobs", "file://blobs/a", "s3://", "s3:///bucket")
+        ),
+        *(
+            ("SCAN__CLAMD", address, "unix:/path, tcp://host:port or off")
+            for address in ("clamd:3310", "unix:", "unix:clamd.sock", "tcp://:3310", "tcp://clamd:port")
+        ),
     ],
 )
 def test_an_address_of_a_wrong_kind_is_told_with_its_name(
@@ -55,7 +64,49 @@ def test_the_built_in_model_has_one_dimension(monkeypatch: pytest.MonkeyPatch) -
 def test_every_contradiction_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AI__CHAT_MODEL", "big")
     monkeypatch.setenv("AI__EMBEDDING_DIM", "8")
+    monkeypatch.setenv("AI__RERANK_URL", "https://rerank.example.com/v1/rerank")
+    monkeypatch.setenv("DB__POOL_MIN", "20")
     with pytest.raises(SettingsError) as raised:
         config.load()
     lines = str(raised.value).splitlines()
-    assert [line.split()[0] for line in lines] == ["AI__CHAT_MODEL", "AI__EMBEDDING_DIM"]
+    assert [line.split()[0] for line in lines] == [
+        "AI__CHAT_MODEL",
+        "AI__EMBEDDING_DIM",
+        "DB__POOL_MIN",
+        "AI__RERANK_URL",
+    ]
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_nothing_is_waited_for_without_end(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKS__BACKOFF_SECONDS", value)
+    with pytest.raises(SettingsError, match=r"^TASKS__BACKOFF_SECONDS: "):
+        config.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("SERVER__CORS_ORIGINS", "https://app.example.com", "SERVER__CORS_ORIGINS: want a JSON list, such as"),
+        ("SERVER__CORS_ORIGINS", "[1]", "SERVER__CORS_ORIGINS__0: "),
+        ("DB", "postgres", "DB is not a setting of DreamHub, whose own begin with DB__; unset it"),
+        ("LOG", '{"level": "debug"}', "LOG is not a setting of DreamHub, whose own begin with LOG__; unset it"),
+        ("DREAMHUB_SECRETS_DIR", "/nonexistent", "DREAMHUB_SECRETS_DIR: "),
+        ("DREAMHUB_SECRETS_DIR", __file__, "DREAMHUB_SECRETS_DIR: "),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_its_name(
+    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        config.load()
+    assert str(raised.value).startswith(told)
+
+
+def test_origins_are_read_from_a_json_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "server__cors_origins").write_text('["https://files.example.com"]')
+    monkeypatch.setenv("DREAMHUB_SECRETS_DIR", str(tmp_path))
+    assert config.load().server.cors_origins == ("https://files.example.com",)
+    monkeypatch.setenv("SERVER__CORS_ORIGINS", '["https://app.example.com"]')
+    assert config.load().server.cors_origins == ("https://app.example.com",)

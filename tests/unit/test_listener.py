@@ -105,14 +105,10 @@ def test_a_port_in_use_is_told_from_a_free_one(listener: Listener) -> None:
     again.close()
 
 
-@pytest.mark.parametrize(
-    ("host", "reason"),
-    [("192.0.2.1", "Cannot assign requested address"), ("no-such-host.invalid", "can't be used")],
-)
-def test_an_address_that_is_not_of_this_machine_is_one_line(host: str, reason: str) -> None:
-    with pytest.raises(StartError) as caught:
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_is_not_of_this_machine_is_one_line(host: str) -> None:
+    with pytest.raises(StartError, match=rf"^SERVER__HOST: {host} is no address of this machine") as caught:
         Listener.open(host, 8765)
-    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
