@@ -32,7 +32,7 @@ PLAIN = f"""
     order by v.embedding <=> $3 limit 10
 """
 UNBOUND = f"""
-    select * from {SPACE.function}($1, $2, $3, null, null, 10, 20, 20, null, null, null, null, null, null, false)
+    select * from {SPACE.function}($1, $2, $3, null, null, 10, 20, 20, 0, null, null, null, null, null, null, false)
 """
 
 
