@@ -221,7 +221,7 @@ class Valkey:
             f"port {self.port}",
             "protected-mode yes",
             f"requirepass {self._password}",
-            f'dir "{self._folder}"',
+            f"dir {_quoted(self._folder)}",
             'save ""',
             "appendonly no",
             "daemonize no",
@@ -259,6 +259,12 @@ class Valkey:
     def clear(self) -> None:
         """Ends what a crash left running."""
         end(self.leftovers(), VALKEY_STOP)
+
+
+def _quoted(path: Path) -> str:
+    """As Valkey's configuration reads it."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _with_a_name() -> list[str]:

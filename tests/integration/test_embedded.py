@@ -188,6 +188,21 @@ def test_root_keeps_data_where_the_servers_account_can_reach_it(
         assert passable(folder / "home")
 
 
+async def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    with reachable_folder() as folder:
+        valkey = Valkey(
+            folder / 'a "home" of \\ours',
+            binaries=find_binaries(),
+            account=servers_account(folder),
+            name="dreamhub-test",
+            port=free_port(),
+            password=secrets.token_hex(8),
+        )
+        valkey.prepare()
+        async with launched(valkey, tmp_path / "log"):
+            assert await valkey.ready()
+
+
 async def test_a_frozen_server_is_not_ready(tmp_path: Path) -> None:
     with reachable_folder() as folder:
         valkey = Valkey(
