@@ -55,11 +55,12 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen = path.stat().st_size if path.exists() else 0
+        self._begun = self._seen = path.stat().st_size if path.exists() else 0
         self._partial = b""
 
     def open(self) -> int:
         """A descriptor to hand to the child as standard output and error."""
+        self._begun = self.path.stat().st_size if self.path.exists() else 0
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def new_lines(self) -> list[str]:
@@ -84,13 +85,13 @@ class LogFile:
         if self.path.exists() and self.path.stat().st_size > LOG_BYTES:
             shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.1"))
             os.truncate(self.path, 0)
-            self._seen = 0
+            self._begun = self._seen = 0
 
     def last_lines(self, count: int = 3) -> str:
-        """The end of the log, for an error message."""
+        """The end of what the present child wrote, for an error message."""
         if not self.path.exists():
             return ""
         with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - READ_BYTES))
+            file.seek(max(self._begun, self.path.stat().st_size - READ_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()
         return "\n".join(lines[-count:])

@@ -126,8 +126,11 @@ async def test_stop_lets_children_drain_and_kills_the_stubborn(stage: Stage) -> 
 
 
 async def test_a_child_that_dies_at_start_is_an_error_with_its_last_words(stage: Stage) -> None:
-    with pytest.raises(StartError, match=r"(?s)server ended at start \(exit code 3\).*no such port"):
-        await stage.supervisor.start(stage.spec("server", "print('no such port'); raise SystemExit(3)"), 10)
+    spec = stage.spec("server", "print('no such port'); raise SystemExit(3)")
+    spec.log.path.write_text("of another day\n")
+    with pytest.raises(StartError, match=r"(?s)server ended at start \(exit code 3\).*no such port") as caught:
+        await stage.supervisor.start(spec, 10)
+    assert "of another day" not in str(caught.value)
 
 
 async def test_a_child_that_is_never_ready_is_an_error(stage: Stage) -> None:
