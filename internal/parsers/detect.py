@@ -144,7 +144,7 @@ def _package(path: Path) -> str:
             if declared == media.ODT + "-template":
                 return media.ODT
             raise _refused(declared[:80] if declared.isprintable() else "a package of another kind")
-    raise _refused("a ZIP archive (upload the files in it one by one)")
+    raise _refused("a ZIP archive (unpack it, or upload it as a batch)")
 
 
 def _text(head: bytes, path: Path, found: str) -> str | None:
