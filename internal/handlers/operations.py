@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from internal.handlers.auth import Open, access
 from internal.handlers.docs import PAGE_POLICY, page
+from internal.handlers.problems import DEFAULT_RETRY_SECONDS
 from internal.services.health import HealthService, Readiness
 from internal.services.installation import InstallationService
 
@@ -51,7 +52,9 @@ async def readyz(health: NamedDependency[HealthService]) -> Response[Readiness]:
     `checks` names each dependency: `up`, `down`, or `off` where none is set.
     """
     found = await health.ready()
-    return Response(found, status_code=503 if found.status == "unready" else 200)
+    if found.status == "unready":
+        return Response(found, status_code=503, headers={"Retry-After": f"{DEFAULT_RETRY_SECONDS:.0f}"})
+    return Response(found)
 
 
 @route("/metrics", http_method=PROBED, opt=access(Open.ANYONE), media_type=CONTENT_TYPE_LATEST)

@@ -62,6 +62,7 @@ async def told(api: Running, *down: str) -> httpx.Response:
 
 def is_(answer: httpx.Response, status: str) -> None:
     assert (answer.status_code, answer.json()["status"]) == (503 if status == "unready" else 200, status)
+    assert ("retry-after" in answer.headers) == (answer.status_code == 503)
 
 
 async def test_each_dependency_that_is_away_is_named_and_is_back_when_it_is_back(
