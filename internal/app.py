@@ -21,7 +21,7 @@ from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
-from internal.providers.llm import OpenAIChat
+from internal.providers.llm import ChatModel, OpenAIChat
 from internal.providers.ocr import LocalOcr
 from internal.providers.rerank import RerankEndpoint
 from internal.repositories import migrate as migrations
@@ -51,6 +51,7 @@ from internal.services.idempotency import IdempotencyService
 from internal.services.ingest import IngestService
 from internal.services.installation import InstallationService
 from internal.services.members import MemberService
+from internal.services.memory import MemoryService
 from internal.services.passwords import Passwords
 from internal.services.processing import ProcessingService
 from internal.services.purge import PurgeService
@@ -59,6 +60,7 @@ from internal.services.rate_limits import Limit, RateLimiter
 from internal.services.search import SearchService
 from internal.services.sessions import FAILURES, SessionService
 from internal.services.shadow import ShadowService
+from internal.services.summaries import RuleSummarizer
 from internal.services.sweep import SweepService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
@@ -133,6 +135,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         )
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
+        memories = MemoryService(store, embedder, TermAnalyser(), RuleSummarizer())
         documents = DocumentService(
             store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb, cache=caching
         )
@@ -169,7 +172,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             forecasts=ForecastService(store, workers),
             searches=searches,
             caching=caching,
-            chat=_open_chat(stack, settings, store, searches, embedder),
+            chat=_open_chat(stack, settings, store, searches, embedder, memories),
+            memories=memories,
             usage=UsageService(store),
             events=_open_events(stack, settings, store, authenticator),
             installation=InstallationService(store),
@@ -272,6 +276,7 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         documents = DocumentService(store, blobs, antivirus, spool=scratch, max_file_mb=settings.limits.max_file_mb)
         expansions = ExpansionService(store, blobs, sandbox, documents, workdir=scratch, limits=settings.limits)
         bulk = BulkService(store)
+        memories = MemoryService(store, embedder, TermAnalyser(), RuleSummarizer())
         shadow, processing = ShadowService(store, ingest, embedder), ProcessingService(store, embedder.space)
         jobs = product_jobs(
             ingest_content=ingest.ingest_content,
@@ -286,6 +291,7 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
             switch_processing=processing.switch_processing,
             reread_contents=processing.reread_contents,
             purge_generations=processing.purge_generations,
+            digest_conversation=memories.digest_conversation,
         )
         worker = Worker(store, queue, jobs, settings, queues=queues)
         _on_stop(worker.stop)
@@ -359,14 +365,20 @@ def _open_reranker(stack: AsyncExitStack, settings: Settings) -> RerankEndpoint 
 
 
 def _open_chat(
-    stack: AsyncExitStack, settings: Settings, store: Store, searches: SearchService, embedder: Embedder
+    stack: AsyncExitStack,
+    settings: Settings,
+    store: Store,
+    searches: SearchService,
+    embedder: Embedder,
+    memories: MemoryService,
 ) -> ChatService:
+    model: ChatModel
     if settings.ai.base_url and settings.ai.chat_model:
-        remote = OpenAIChat(settings.ai)
-        stack.push_async_callback(remote.close)
-        chat = ChatService(store, searches, remote, Quoter(embedder, sentences))
+        model = OpenAIChat(settings.ai)
+        stack.push_async_callback(model.close)
     else:
-        chat = ChatService(store, searches, ExtractiveModel(embedder, sentences), Quoter(embedder, sentences))
+        model = ExtractiveModel(embedder, sentences)
+    chat = ChatService(store, searches, model, Quoter(embedder, sentences), memories)
     stack.push_async_callback(chat.close)
     return chat
 

@@ -36,6 +36,7 @@ class Code(StrEnum):
     COLLECTION_EXISTS = "collection.exists"
     CONVERSATION_NOT_FOUND = "conversation.not_found"
     MESSAGE_NOT_FOUND = "message.not_found"
+    MEMORY_NOT_FOUND = "memory.not_found"
     TASK_NOT_FOUND = "task.not_found"
     TASK_NOT_RETRYABLE = "task.not_retryable"
     TASK_NOT_CANCELLABLE = "task.not_cancellable"

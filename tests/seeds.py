@@ -211,6 +211,29 @@ async def _seed_conversation(conn: asyncpg.Connection, tenant: UUID, owner: UUID
         message,
         owner,
     )
+    await conn.execute(
+        "insert into conversation_memories (tenant_id, conversation_id, user_id, lines, requested_at)"
+        " values ($1, $2, $3, jsonb_build_array(jsonb_build_object('text', $4::text)), now())",
+        tenant,
+        conversation,
+        owner,
+        canary,
+    )
+    for kind in ("fact", "turn"):
+        await conn.execute(
+            "insert into memories (tenant_id, id, user_id, conversation_id, kind, text, importance, source_id, terms,"
+            " vector, space, created_at) values ($1, $2, $3, $4, $7, $5, 1, $6, '{1}', '', 'none', now())",
+            tenant,
+            new_id(),
+            owner,
+            conversation,
+            canary,
+            message,
+            kind,
+        )
+    await conn.execute(
+        "insert into memory_settings (tenant_id, user_id, across_conversations) values ($1, $2, true)", tenant, owner
+    )
 
 
 async def _seed_upload(conn: asyncpg.Connection, tenant: UUID, owner: UUID, canary: str) -> None:

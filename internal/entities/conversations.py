@@ -113,13 +113,19 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """What a chat model gets: the framed messages, and what they were made of.
 
     `question` is the user's own; `searched` is what the passages were found with: the same, or the question before it
-    and this one where this one can't be understood alone.
+    and this one where this one can't be understood alone. `remembered` is what was recalled of earlier turns.
     """
 
     messages: tuple[ChatMessage, ...]
     question: str
     searched: str
     passages: tuple[Passage, ...]
+    remembered: tuple[str, ...] = ()
+
+    @property
+    def grounded(self) -> bool:
+        """Whether there is anything to answer from; a model that is asked without it could only invent."""
+        return bool(self.passages or self.remembered)
 
 
 class Delta(msgspec.Struct, frozen=True):

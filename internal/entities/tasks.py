@@ -51,6 +51,7 @@ class TaskKind(StrEnum):
     SWITCH_PROCESSING = "switch_processing"
     REREAD_CONTENTS = "reread_contents"
     PURGE_GENERATIONS = "purge_generations"
+    DIGEST_CONVERSATION = "digest_conversation"
 
 
 INGEST_VERSION = 3

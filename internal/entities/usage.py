@@ -16,6 +16,7 @@ class Purpose(StrEnum):
     CHAT = "chat"
     EMBEDDING = "embedding"
     REPROCESSING = "reprocessing"
+    MEMORY = "memory"
 
 
 class Grouping(StrEnum):
@@ -28,12 +29,14 @@ class Grouping(StrEnum):
 
 
 class NewUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of the ledger. `source_id` is of the conversation or task that it was for."""
+    """One entry of the ledger. `source_id` is of the conversation or task that it was for; `user_id` is whose it is
+    where that isn't the context's user."""
 
     purpose: Purpose
     model: str
     source_id: UUID
     usage: Usage
+    user_id: UUID | None = None
 
 
 class UsageSum(msgspec.Struct, frozen=True, kw_only=True):

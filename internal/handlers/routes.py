@@ -19,6 +19,7 @@ from internal.handlers import (
     documents,
     events,
     identity,
+    memory,
     operations,
     search,
     tasks,
@@ -51,6 +52,7 @@ from internal.services.health import HealthService
 from internal.services.idempotency import IdempotencyService
 from internal.services.installation import InstallationService
 from internal.services.members import MemberService
+from internal.services.memory import MemoryService
 from internal.services.rate_limits import RateLimiter
 from internal.services.search import SearchService
 from internal.services.sessions import SessionService
@@ -137,6 +139,12 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     conversations.list_messages,
     conversations.add_message,
     conversations.add_feedback,
+    memory.get_memory,
+    memory.update_memory,
+    memory.remove_memory,
+    # /api/v1/memory
+    memory.get_memory_settings,
+    memory.set_memory_settings,
     # /api/v1/usage
     usage.get_usage,
     # /api/v1/cache
@@ -167,6 +175,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     forecasts: ForecastService
     searches: SearchService
     chat: ChatService
+    memories: MemoryService
     usage: UsageService
     caching: TwoLevelCache
     events: EventService
@@ -193,6 +202,7 @@ PROVIDED = (
     "forecasts",
     "searches",
     "chat",
+    "memories",
     "usage",
     "caching",
     "events",

@@ -1,4 +1,4 @@
-"""SQL of messages and their feedback, as far as the conversation is the context's user's."""
+"""SQL of messages and their feedback, as far as the conversation is the user's."""
 
 from datetime import datetime
 from uuid import UUID
@@ -23,9 +23,10 @@ MESSAGE = (
 class MessageRepository:
     """Turns of one user's conversations."""
 
-    def __init__(self, conn: asyncpg.Connection, ctx: Context) -> None:
+    def __init__(self, conn: asyncpg.Connection, ctx: Context, user_id: UUID) -> None:
         self._conn = conn
         self._ctx = ctx
+        self._user_id = user_id
 
     async def add(self, conversation_id: UUID, new: NewMessage) -> Message:
         """Raises CONVERSATION_NOT_FOUND when it is gone meanwhile, or another user's."""
@@ -37,7 +38,7 @@ class MessageRepository:
             " returning id, role, content, citations, model, prompt_tokens, completion_tokens, cost_usd,"
             " usage_estimated, status, answered, created_at",
             self._ctx.tenant_id,
-            self._ctx.user_id,
+            self._user_id,
             conversation_id,
             new_id(),
             new.role,
@@ -60,7 +61,7 @@ class MessageRepository:
         rows = await self._conn.fetch(
             MESSAGE + " order by m.created_at desc, m.id desc limit $4",
             self._ctx.tenant_id,
-            self._ctx.user_id,
+            self._user_id,
             conversation_id,
             limit,
         )
@@ -78,7 +79,7 @@ class MessageRepository:
             " do update set rating = excluded.rating, comment = excluded.comment, created_at = now()"
             " returning message_id",
             self._ctx.tenant_id,
-            self._ctx.user_id,
+            self._user_id,
             conversation_id,
             message_id,
             rating,
@@ -93,7 +94,7 @@ class MessageRepository:
             MESSAGE + " and ($4::timestamptz is null or (m.created_at, m.id) > ($4, $5::uuid))"
             " order by m.created_at, m.id limit $6",
             self._ctx.tenant_id,
-            self._ctx.user_id,
+            self._user_id,
             conversation_id,
             after[0] if after else None,
             after[1] if after else None,

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import cast
+from uuid import UUID
 
 import asyncpg
 import numpy as np
@@ -26,6 +27,7 @@ from internal.repositories.idempotency import IdempotencyRepository
 from internal.repositories.identity import DirectoryRepository, IdentityRepository
 from internal.repositories.ledger import LedgerRepository
 from internal.repositories.lexicon import LexiconRepository
+from internal.repositories.memories import MemoryRepository
 from internal.repositories.messages import MessageRepository
 from internal.repositories.migrate import lacking
 from internal.repositories.notices import NoticeRepository
@@ -90,7 +92,20 @@ class Tx:
     @cached_property
     def messages(self) -> MessageRepository:
         """Turns of the context's user's conversations."""
-        return MessageRepository(self._conn, self._ctx)
+        return MessageRepository(self._conn, self._ctx, self._ctx.user_id)
+
+    def messages_of(self, user_id: UUID) -> MessageRepository:
+        """The same of another user, for a worker that digests them in nobody's name."""
+        return MessageRepository(self._conn, self._ctx, user_id)
+
+    @cached_property
+    def memories(self) -> MemoryRepository:
+        """What is remembered of the context's user's conversations."""
+        return MemoryRepository(self._conn, self._ctx, self._ctx.user_id)
+
+    def memories_of(self, user_id: UUID) -> MemoryRepository:
+        """The same of another user, for a worker that digests in nobody's name."""
+        return MemoryRepository(self._conn, self._ctx, user_id)
 
     @cached_property
     def identity(self) -> IdentityRepository:

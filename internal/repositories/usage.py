@@ -24,7 +24,7 @@ class UsageRepository:
             " completion_tokens, cost_usd, estimated) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             self._ctx.tenant_id,
             new_id(),
-            self._ctx.user_id,
+            new.user_id or self._ctx.user_id,
             new.purpose.value,
             new.model,
             new.source_id,

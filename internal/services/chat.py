@@ -1,7 +1,7 @@
 """Conversations, and answers drawn from the documents with citations."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -22,17 +22,16 @@ from internal.entities.conversations import (
     MessageStatus,
     NewMessage,
     Passage,
-    Prompt,
     Usage,
 )
+from internal.entities.memory import Recalled
 from internal.entities.search import Filters, SearchHit, SearchRequest, SearchResult
-from internal.entities.usage import NewUsage, Purpose
 from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
-from internal.services.citations import AnswerText
-from internal.services.evidence import language
+from internal.services.drafts import Draft, Turn
+from internal.services.memory import ask_for_digestion
 from internal.services.names import MAX_TITLE, check_name
-from internal.services.prompts import NOT_FOUND, UNCITED, build, standalone
+from internal.services.prompts import build, standalone
 from internal.services.quotes import Quoter
 from pkg import logger
 from pkg.apperr import AppError, Code
@@ -57,22 +56,26 @@ class Searches(Protocol):
         ...
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A question that is stored and searched for, ready to be answered once."""
+class Recalls(Protocol):
+    """What chat needs of the memory."""
 
-    conversation_id: UUID
-    question: str
-    prompt: Prompt
+    async def recall(self, ctx: Context, conversation_id: UUID, question: str, told: Sequence[Message]) -> Recalled:
+        """What is worth telling a model besides the turns that it is `told`."""
+        ...
 
 
 class ChatService:
-    """The rules of conversations. A conversation exists for its own user alone."""
+    """The rules of conversations. A conversation exists for its own user alone. Without `memory` nothing is remembered
+    but the last turns."""
 
-    def __init__(self, store: Store, search: Searches, model: ChatModel, quoter: Quoter) -> None:
+    def __init__(
+        self, store: Store, search: Searches, model: ChatModel, quoter: Quoter, memory: Recalls | None = None
+    ) -> None:
         self._store = store
         self._search = search
         self._model = model
         self._quoter = quoter
+        self._memory = memory
         self._writing: set[asyncio.Task[Any]] = set()
         self._stopped = asyncio.Event()
         self._log = logger.get("chat")
@@ -142,7 +145,8 @@ class ChatService:
         searched = standalone(question, history)
         narrow = Filters(document_ids=document_ids or conversation.document_ids)
         result = await self._search.search(ctx, SearchRequest(query=searched, k=PASSAGES, filters=narrow))
-        prompt = build(question, searched, await self._passages(ctx, result.items), history)
+        recalled = await self._memory.recall(ctx, conversation_id, searched, history) if self._memory else Recalled()
+        prompt = build(question, searched, await self._passages(ctx, result.items), history, recalled)
         return Turn(conversation_id=conversation_id, question=question, prompt=prompt)
 
     async def stream(self, ctx: Context, turn: Turn) -> AsyncGenerator[AnswerEvent]:
@@ -151,7 +155,7 @@ class ChatService:
         However it ends, what was sent is stored: whole, `failed`, or `cut` when the reader goes away, which also ends
         the model's call.
         """
-        draft = _Draft(turn, self._model)
+        draft = Draft(turn, self._model)
         try:
             async with aclosing(self._until_stopped(self._pieces(ctx, turn))) as pieces:
                 async for piece in pieces:
@@ -223,8 +227,8 @@ class ChatService:
         ]
 
     async def _pieces(self, ctx: Context, turn: Turn) -> AsyncGenerator[str | Usage]:
-        """The model's answer; where the search found nothing no model is asked, since it could only invent."""
-        if not turn.prompt.passages:
+        """The model's answer; where nothing was found or remembered no model is asked."""
+        if not turn.prompt.grounded:
             yield NOT_IN_DOCUMENTS
             yield Usage()
             return
@@ -257,21 +261,19 @@ class ChatService:
                 await asyncio.wait({waiting})
             await pieces.aclose()
 
-    async def _write(
-        self, ctx: Context, draft: "_Draft", status: MessageStatus, citations: "list[Citation]"
-    ) -> Message:
+    async def _write(self, ctx: Context, draft: Draft, status: MessageStatus, citations: "list[Citation]") -> Message:
         """Stores the answer; a reader who leaves meanwhile doesn't undo it."""
         draft.written = True
         return await asyncio.shield(self._spawn(self._store_answer(ctx, draft, status, citations)))
 
-    async def _write_unfinished(self, ctx: Context, draft: "_Draft", status: MessageStatus) -> None:
+    async def _write_unfinished(self, ctx: Context, draft: Draft, status: MessageStatus) -> None:
         """Stores what was sent, in a task of its own: the one that was cancelled may be cancelled again."""
         if draft.written:
             return
         draft.written = True
         await asyncio.shield(self._spawn(self._store_unfinished(ctx, draft, status)))
 
-    async def _store_unfinished(self, ctx: Context, draft: "_Draft", status: MessageStatus) -> None:
+    async def _store_unfinished(self, ctx: Context, draft: Draft, status: MessageStatus) -> None:
         try:
             async with asyncio.timeout(CUT_SECONDS):
                 citations = await self._quoter.cite(ctx, draft.text.cited())
@@ -281,7 +283,7 @@ class ChatService:
             self._log.warning("unfinished answer not stored", status=status.value, error=str(error))
 
     async def _store_answer(
-        self, ctx: Context, draft: "_Draft", status: MessageStatus, citations: "list[Citation]"
+        self, ctx: Context, draft: Draft, status: MessageStatus, citations: "list[Citation]"
     ) -> Message:
         new = NewMessage(
             role="assistant",
@@ -298,6 +300,8 @@ class ChatService:
                 message = await tx.messages.add(draft.turn.conversation_id, new)
                 if charged is not None:
                     await tx.usage.add(charged)
+                if self._memory:
+                    await ask_for_digestion(tx, ctx, draft.turn.conversation_id)
                 return message
         except AppError as error:
             if error.code is Code.CONVERSATION_NOT_FOUND and charged is not None:
@@ -314,65 +318,6 @@ class ChatService:
 
 async def _next(pieces: AsyncGenerator[str | Usage]) -> str | Usage:
     return await anext(pieces)
-
-
-class _Draft:
-    """An answer in the making: what was sent so far, and what it cost."""
-
-    def __init__(self, turn: Turn, model: ChatModel) -> None:
-        self.turn = turn
-        self.text = AnswerText(turn.prompt.passages)
-        self.absent = False
-        self.written = False
-        self._model = model
-        self._usage: Usage | None = None
-        self._opening: str | None = ""
-        self._begun = False
-
-    def usage(self, status: MessageStatus) -> Usage:
-        """As the model told, or its own estimate where it was cut short; nothing where it failed before it began."""
-        if status is MessageStatus.FAILED and not self._begun:
-            return Usage()
-        return self._usage or self._model.estimate(self.turn.prompt, self.text.text)
-
-    def charged(self, status: MessageStatus) -> NewUsage | None:
-        """For the ledger; None where no model was asked, or none answered."""
-        if not self.turn.prompt.passages or (status is MessageStatus.FAILED and not self._begun):
-            return None
-        return NewUsage(
-            purpose=Purpose.CHAT,
-            model=self._model.name,
-            source_id=self.turn.conversation_id,
-            usage=self.usage(status),
-        )
-
-    def feed(self, piece: str | Usage) -> str:
-        """What may be sent of it. The opening is held back until it is clear that it isn't NOT_IN_DOCUMENTS."""
-        self._begun = True
-        if isinstance(piece, Usage):
-            self._usage = piece
-            return ""
-        if self.absent:
-            return ""
-        if self._opening is None:
-            return self.text.feed(piece)
-        self._opening += piece
-        bare = self._opening.lstrip(" \n\t\"'`*[(")
-        if bare.startswith(NOT_IN_DOCUMENTS):
-            self.absent = True
-            return self.text.feed(NOT_FOUND[language(self.turn.question)])
-        if NOT_IN_DOCUMENTS.startswith(bare):
-            return ""
-        opening, self._opening = self._opening, None
-        return self.text.feed(opening)
-
-    def finish(self) -> str:
-        """What was held back, at the end, and a remark where nothing backs the answer."""
-        held, self._opening = ("" if self.absent else self._opening or ""), None
-        rest = self.text.feed(held) + self.text.finish()
-        if self.absent or self.text.cited() or not self.text.text.strip():
-            return rest
-        return rest + self.text.add(UNCITED[language(self.turn.question)])
 
 
 async def _check_documents(tx: Tx, document_ids: "list[UUID]") -> None:

@@ -116,5 +116,6 @@ PARTS = (
     Part("queue", ("--quick",), read_lines),
     Part("upload", ("--pages", "60"), read_upload, _urls),
     Part("models", None, read_models),
+    Part("memory", ("--recalls", "100"), read_lines),
     Part("caching", ("--asked", "600", "--every", "200"), read_lines),
 )

@@ -32,6 +32,7 @@ class Person(msgspec.Struct, frozen=True):
     refresh_token: str
     conversation: str
     message: str
+    memory: str
 
 
 class World(msgspec.Struct, frozen=True):
@@ -47,7 +48,12 @@ class World(msgspec.Struct, frozen=True):
         """What a member of this role fills into the places that aren't probed."""
         person = self.people[role]
         first = {kind: values[0] for kind, values in self.ids.items()}
-        return {**first, "conversation": person.conversation, "message": person.message}
+        return {
+            **first,
+            "conversation": person.conversation,
+            "message": person.message,
+            "memory": person.memory,
+        }
 
 
 def build(product: Product, *, spares: bool = True) -> World:
@@ -161,6 +167,7 @@ def _world(
             "email": emails,
             "filename": [owner.get(f"/api/v1/documents/{shared['document_id']}").json()["filename"]],
             "idempotency_key": keys,
+            "memory": [people["owner"].memory],
             "message": [message],
             "refresh_token": [forged_refresh_token(made["id"], people["owner"].id)],
             "tag": owner.get(f"/api/v1/documents/{shared['document_id']}").json()["tags"],
@@ -178,6 +185,7 @@ def _world(
             "document_place": [[created, private["document_id"]]],
             "filename": [owner.get(f"/api/v1/documents/{private['document_id']}").json()["filename"]],
             "idempotency_key": keys,
+            "memory": [people["owner"].memory],
             "message": [message],
             "task": [private["task_id"]],
             "upload": [unfinished],
@@ -214,7 +222,21 @@ def _signed_in(visitor: httpx.Client, user: str, role: str, mark: str) -> Person
     path = f"/api/v1/conversations/{conversation}/messages"
     answer = _done(visitor.post(path, json={"content": "Who counts the ships?"}, headers=headers))
     _done(visitor.post(f"{path}/{answer['id']}/feedback", json={"rating": 1}, headers=headers))
-    return Person(user, email, role, pair["access_token"], pair["refresh_token"], conversation, answer["id"])
+    _done(visitor.post(path, json={"content": f"My ship is called {mark} {role}."}, headers=headers))
+    _done(visitor.put("/api/v1/memory/settings", json={"across_conversations": True}, headers=headers))
+    memory = _remembered(visitor, conversation, headers)
+    return Person(user, email, role, pair["access_token"], pair["refresh_token"], conversation, answer["id"], memory)
+
+
+def _remembered(visitor: httpx.Client, conversation: str, headers: dict[str, str]) -> str:
+    """The id of the first memory that the worker finds."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        items = _done(visitor.get(f"/api/v1/conversations/{conversation}/memory", headers=headers))["items"]
+        if items:
+            return items[0]["id"]
+        time.sleep(0.1)
+    raise TimeoutError(conversation)
 
 
 def _done(answer: httpx.Response) -> Any:

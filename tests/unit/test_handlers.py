@@ -298,7 +298,9 @@ def test_viewers_only_read_search_and_chat() -> None:
         for method in getattr(handler, "http_methods", ())  # a WebSocket has none, and takes nothing either
         if handler.opt["access"] is Role.VIEWER and method not in ("GET", "HEAD")  # type: ignore[union-attr]  # a route handler
     }
-    assert all(path.startswith(("/api/v1/search", "/api/v1/conversations")) for path, _ in writing), writing
+    assert all(path.startswith(("/api/v1/search", "/api/v1/conversations", "/api/v1/memory")) for path, _ in writing), (
+        writing
+    )
 
 
 def test_describing_leaves_logging_alone() -> None:

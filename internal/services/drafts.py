@@ -1,0 +1,79 @@
+"""One question on its way to an answer: what was asked, what was sent of the answer so far, and what it cost."""
+
+from uuid import UUID
+
+import msgspec
+
+from internal.entities.conversations import NOT_IN_DOCUMENTS, MessageStatus, Prompt, Usage
+from internal.entities.usage import NewUsage, Purpose
+from internal.providers.llm import ChatModel
+from internal.services.citations import AnswerText
+from internal.services.evidence import language
+from internal.services.prompts import NOT_FOUND, UNCITED
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that is stored and searched for, ready to be answered once."""
+
+    conversation_id: UUID
+    question: str
+    prompt: Prompt
+
+
+class Draft:
+    """An answer in the making: what was sent so far, and what it cost."""
+
+    def __init__(self, turn: Turn, model: ChatModel) -> None:
+        self.turn = turn
+        self.text = AnswerText(turn.prompt.passages)
+        self.absent = False
+        self.written = False
+        self._model = model
+        self._usage: Usage | None = None
+        self._opening: str | None = ""
+        self._begun = False
+
+    def usage(self, status: MessageStatus) -> Usage:
+        """As the model told, or its own estimate where it was cut short; nothing where it failed before it began."""
+        if status is MessageStatus.FAILED and not self._begun:
+            return Usage()
+        return self._usage or self._model.estimate(self.turn.prompt, self.text.text)
+
+    def charged(self, status: MessageStatus) -> NewUsage | None:
+        """For the ledger; None where no model was asked, or none answered."""
+        if not self.turn.prompt.grounded or (status is MessageStatus.FAILED and not self._begun):
+            return None
+        return NewUsage(
+            purpose=Purpose.CHAT,
+            model=self._model.name,
+            source_id=self.turn.conversation_id,
+            usage=self.usage(status),
+        )
+
+    def feed(self, piece: str | Usage) -> str:
+        """What may be sent of it. The opening is held back until it is clear that it isn't NOT_IN_DOCUMENTS."""
+        self._begun = True
+        if isinstance(piece, Usage):
+            self._usage = piece
+            return ""
+        if self.absent:
+            return ""
+        if self._opening is None:
+            return self.text.feed(piece)
+        self._opening += piece
+        bare = self._opening.lstrip(" \n\t\"'`*[(")
+        if bare.startswith(NOT_IN_DOCUMENTS):
+            self.absent = True
+            return self.text.feed(NOT_FOUND[language(self.turn.question)])
+        if NOT_IN_DOCUMENTS.startswith(bare):
+            return ""
+        opening, self._opening = self._opening, None
+        return self.text.feed(opening)
+
+    def finish(self) -> str:
+        """What was held back, at the end, and a remark where nothing backs the answer."""
+        held, self._opening = ("" if self.absent else self._opening or ""), None
+        rest = self.text.feed(held) + self.text.finish()
+        if self.absent or self.text.cited() or not self.text.text.strip():
+            return rest
+        return rest + self.text.add(UNCITED[language(self.turn.question)])
