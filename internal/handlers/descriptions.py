@@ -2,9 +2,21 @@
 
 from uuid import UUID
 
+import msgspec
+
 from internal.entities.documents import Visibility
 from internal.services.documents import QUEUES, UploadRequest
 from pkg.apperr import AppError, Code
+
+
+def read_tags(text: str) -> list[str]:
+    """From a JSON list of texts, as programs send it, or from texts separated by commas, as people write it."""
+    if text.lstrip().startswith("["):
+        try:
+            return [tag for tag in msgspec.json.decode(text, type=list[str]) if tag.strip()]
+        except (msgspec.DecodeError, UnicodeError):
+            pass  # a tag may begin with a bracket
+    return [tag for tag in text.split(",") if tag.strip()]
 
 
 def described(

@@ -48,7 +48,7 @@ def _fields() -> dict[str, Schema]:
     """What may come with a file in a form."""
     return {
         "priority": _priority(),
-        "tags": Schema(type=OpenAPIType.STRING, description="Separated by commas, or the field repeated."),
+        "tags": Schema(type=OpenAPIType.STRING, description="Separated by commas, a JSON list, or the field repeated."),
         "collection": Schema(type=OpenAPIType.STRING, description="Its name; made if need be."),
         "visibility": Schema(type=OpenAPIType.STRING, enum=["tenant", "private"]),
     }

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from uuid import UUID
 
-from internal.handlers.descriptions import described
+from internal.handlers.descriptions import described, read_tags
 from internal.handlers.paging import read_id
 from internal.handlers.requests import refuse_nul
 from internal.services.documents import UploadRequest
@@ -41,7 +41,7 @@ def read_request(header: str) -> UploadRequest:
         filename=fields["filename"],
         priority=fields.get("priority"),
         visibility=fields.get("visibility"),
-        tags=[tag for tag in fields.get("tags", "").split(",") if tag.strip()],
+        tags=read_tags(fields.get("tags", "")),
         collection=fields.get("collection") or None,
         document_id=_document(fields.get("document_id")),
     )

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
 
+from internal.handlers.descriptions import read_tags
 from internal.handlers.dispositions import RAW, names_of
 from pkg.apperr import AppError, Code
 
@@ -79,8 +80,8 @@ class UploadForm:
         return next((text for text in self._fields.get(name, []) if text), None)
 
     def tags(self) -> list[str]:
-        """From repeated parts, comma-separated texts, or both."""
-        return [tag for text in self._fields.get("tags", []) for tag in text.split(",") if tag.strip()]
+        """From repeated parts, each as `read_tags` takes it."""
+        return [tag for text in self._fields.get("tags", []) for tag in read_tags(text)]
 
     async def following(self) -> bool:
         """Reads fields: True when a file begins, False at the form's end."""

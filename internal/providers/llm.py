@@ -10,7 +10,15 @@ import openai
 from openai import AsyncOpenAI
 
 from internal.entities.conversations import Prompt, Usage
-from internal.providers.llm_wire import Chunk, Thoughts, estimate_tokens, read_chunk, refusal_of
+from internal.providers.llm_wire import (
+    Chunk,
+    Thoughts,
+    estimate_tokens,
+    read_chunk,
+    refusal_of,
+    said_done,
+    watch_end,
+)
 from internal.providers.retries import Retries
 from pkg.apperr import AppError, Code
 from pkg.config import Ai
@@ -69,6 +77,7 @@ class OpenAIChat:
             project="",
             max_retries=0,
             timeout=openai.Timeout(None, connect=CONNECT_SECONDS),  # waiting for tokens is bounded here
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [watch_end]}),
         )
         self._azure = (urlsplit(settings.base_url).hostname or "").endswith(".azure.com")
         self._asks_usage = True
@@ -156,7 +165,7 @@ class OpenAIChat:
                     yield chunk
         finally:
             await stream.close()
-        if not finished:
+        if not (finished or said_done(stream.response)):
             raise _broken("The chat model broke off in the middle of its answer; try again.")
 
     async def _rest(self, first: Chunk, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:

@@ -1,9 +1,10 @@
 """Reading what OpenAI-compatible endpoints really send, which differs from endpoint to endpoint."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import httpx2
 import msgspec
 import openai
 
@@ -14,6 +15,36 @@ WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
 OPENING = "<think>"
 CLOSING = "</think>"
 LONGEST_REASON = 200
+DONE = b"data: [DONE]"
+
+
+class _Ending(httpx2.AsyncByteStream):
+    """The same bytes. `done` once the line that ends a stream has come by."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self.done = False
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        last = b""
+        async for data in self._stream:
+            last = last[-len(DONE) :] + data
+            self.done = self.done or DONE in last
+            yield data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def watch_end(response: httpx2.Response) -> None:
+    """A hook for responses: the client library hides the line, which alone ends the answers of some endpoints."""
+    if isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = _Ending(response.stream)
+
+
+def said_done(response: httpx2.Response) -> bool:
+    """Whether a watched response has said that it is whole."""
+    return isinstance(response.stream, _Ending) and response.stream.done
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):

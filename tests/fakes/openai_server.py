@@ -46,6 +46,7 @@ class Reply:
     role_first: bool = True
     reasoning: Sequence[str] = ()
     finish: str | None = "stop"
+    """None: [DONE] alone says that the answer is whole."""
     refuse_stream_options: bool = False
 
 
@@ -200,7 +201,8 @@ class FakeOpenAI:
             await _event(writer, _delta(model, {"content": piece}))
             self.deltas_sent += 1
             await asyncio.sleep(reply.seconds_between)
-        await _event(writer, _delta(model, {}, finish=reply.finish))
+        if reply.finish is not None:
+            await _event(writer, _delta(model, {}, finish=reply.finish))
         asked = (request.body.get("stream_options") or {}).get("include_usage")
         if reply.usage and asked:
             await _event(writer, {**_envelope(model), "choices": [], "usage": _usage(request, reply)})

@@ -87,8 +87,9 @@ async def test_usage_that_is_not_told_is_estimated_and_marked(fake: FakeOpenAI) 
         Reply(pieces=["<thi", "nk>hidden [1]</th", "ink>\n\n30 ", "days."]),
         Reply(pieces=["30 days."], refuse_stream_options=True),
         Reply(pieces=["30 days."], finish="length"),
+        Reply(pieces=["30 days."], finish=None),
     ],
-    ids=["azure", "no role", "reasoning field", "think tags", "no stream_options", "length"],
+    ids=["azure", "no role", "reasoning field", "think tags", "no stream_options", "length", "no finish_reason"],
 )
 async def test_quirks_of_endpoints(fake: FakeOpenAI, reply: Reply) -> None:
     fake.replies += [reply, reply]

@@ -54,12 +54,17 @@ near_boundaries = st.lists(
 async def test_the_same_form_however_the_network_cuts_it(content: bytes, cuts: list[int], file_first: bool) -> None:
     content = content.replace(f"\r\n--{BOUNDARY}".encode(), b"")
     file = part("file", content, "报告.pdf")
-    fields = [part("priority", b"high"), part("tags", "红,blue".encode()), part("tags", b"green")]
+    fields = [
+        part("priority", b"high"),
+        part("tags", "红,blue".encode()),
+        part("tags", b'["green", "a, b"]'),
+        part("tags", b"[x]"),
+    ]
     form, found = await read(body(file, *fields) if file_first else body(*fields, file), cuts)
     assert found == content
     assert form.filename == "报告.pdf"
     assert form.field("priority") == "high"
-    assert form.tags() == ["红", "blue", "green"]
+    assert form.tags() == ["红", "blue", "green", "a, b", "[x]"]
     assert form.field("collection") is None
 
 
