@@ -47,6 +47,12 @@ LEAST_RELEVANCE = 0.3
 WORDS_SHARE = 0.5
 """Of relevance; the rest is the vectors' similarity, as deviations within the candidates."""
 TURN_IMPORTANCE = 0.5
+LENT = (0.4, 0.2)
+"""Of its relevance, by an exchange to the next and the next but one, before and after: what answers a question often
+doesn't name what was being talked about. On locomo_public the turns sought are among the first five by .67 so, by .60
+without, by .56 with BM25."""
+SITTING = timedelta(hours=6)
+"""Exchanges that lie further apart have nothing to do with each other."""
 
 
 async def ask_for_digestion(tx: Tx, ctx: Context, conversation_id: UUID) -> None:
@@ -263,7 +269,7 @@ def best(
 ) -> Iterator[Memory]:
     """The memories that fit RECALL_TOKENS, by relevance × recency × importance (Park et al., Generative Agents, 2023,
     who add them; a product keeps what is irrelevant out however important it is)."""
-    relevance = _relevance(candidates, query, terms)
+    relevance = _in_context(candidates, _relevance(candidates, query, terms))
     ages = np.array([max(0.0, (now - item.memory.created_at) / HALF_LIFE) for item in candidates])
     recency = LEAST_RECENCY + (1 - LEAST_RECENCY) * 0.5**ages
     importance = np.array(
@@ -301,6 +307,22 @@ def _relevance(
     low = min(float(cosines[known].mean()), 0.9) if known.any() else 0.0
     near = np.where(known, np.clip((cosines - low) / max(1e-6, 1 - low), 0, 1), 0.0)
     return WORDS_SHARE * words + (1 - WORDS_SHARE) * near
+
+
+def _in_context(
+    candidates: Sequence[Candidate], relevance: np.ndarray[Any, np.dtype[np.float64]]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """With what the exchanges before and after lend."""
+    turns = [place for place, item in enumerate(candidates) if item.memory.kind is MemoryKind.TURN]
+    turns.sort(key=lambda place: (candidates[place].memory.conversation_id, candidates[place].memory.created_at))
+    raised = relevance.copy()
+    for distance, share in enumerate(LENT, 1):
+        for one, other in zip(turns, turns[distance:], strict=False):
+            first, second = candidates[one].memory, candidates[other].memory
+            if first.conversation_id == second.conversation_id and second.created_at - first.created_at <= SITTING:
+                raised[one] += share * relevance[other]
+                raised[other] += share * relevance[one]
+    return raised
 
 
 def _joined(lines: Sequence[SummaryLine]) -> str:

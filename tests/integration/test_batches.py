@@ -162,7 +162,10 @@ async def test_a_cancelled_deletion_deletes_nothing_more(stage: Stage, client: h
     batch = await order(client, action="delete", filter={})
     with stage.process(Queue.BATCH, failpoints="bulk.after_item=delay:0.2"):
         await stage.until(client, batch, lambda found: found["total"] > found["waiting"])
-        await client.post(f"/api/v1/batches/{batch['id']}/cancel")
+        # On an overloaded machine a deletion may hold the batch for longer than a request waits.
+        while (answer := await client.post(f"/api/v1/batches/{batch['id']}/cancel")).status_code == 503:
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+        assert answer.status_code == 202, answer.text
         left = await names(client)
         over = await stage.over(client, batch)
     assert over["status"] == "cancelled"

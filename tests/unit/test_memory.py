@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -79,7 +80,7 @@ def test_a_contradiction_is_about_the_same_subject(earlier: str, later: str) -> 
 
 
 async def test_a_summary_grows_by_what_is_new_and_stays_within_its_size() -> None:
-    lines: tuple[SummaryLine, ...] = ()
+    lines = tuple[SummaryLine, ...]()
     first = exchange("My badge number is 4711.", "Noted.")
     for number in range(300):
         new = first if number == 0 else exchange(f"What does page {number} say of rent?", f"Rent is {number} euros.")
@@ -167,6 +168,22 @@ def test_of_two_that_fit_alike_the_newer_and_the_more_important_come_first() -> 
 
 def test_a_word_or_a_meaning_is_enough() -> None:
     assert set(recalled(candidate("word", [0, 1], 1, 2), candidate("meaning", [1, 0], 9))) == {"word", "meaning"}
+
+
+def test_an_exchange_is_recalled_for_what_stands_beside_it_in_the_same_sitting() -> None:
+    talk, hours = new_id(), 48
+
+    def said(text: str, vector: list[float], *terms: int, ago: float) -> Candidate:
+        found = candidate(text, vector, *terms, days=ago / 24)
+        memory = msgspec.structs.replace(found.memory, kind=MemoryKind.TURN, conversation_id=talk)
+        return msgspec.structs.replace(found, memory=memory)
+
+    named = said("which trip", [1, 0], 1, 2, ago=1)
+    answer = said("it rained all week", [0, 1], 7, ago=0.9)
+    assert recalled(named, answer) == ["which trip", "it rained all week"]
+    assert recalled(named, said("it rained all week", [0, 1], 7, ago=hours)) == ["which trip"]
+    elsewhere = msgspec.structs.replace(answer, memory=msgspec.structs.replace(answer.memory, conversation_id=new_id()))
+    assert recalled(named, elsewhere) == ["which trip"]
 
 
 def test_recall_stays_within_its_tokens() -> None:
