@@ -70,13 +70,13 @@ class MemoryRepository:
         )
         return None if row is None else _state(row)
 
-    async def state(self, conversation_id: UUID) -> MemoryState:
-        """How far it is digested; from the beginning where there is nothing yet."""
+    async def find(self, conversation_id: UUID) -> MemoryState | None:
+        """How far it is digested. None when nothing was asked for yet, or it is gone."""
         row = await self._conn.fetchrow(STATE, self._ctx.tenant_id, self._user_id, conversation_id)
-        return MemoryState() if row is None else _state(row)
+        return None if row is None else _state(row)
 
     async def lock(self, conversation_id: UUID) -> MemoryState | None:
-        """The same until the end of the transaction. None when there is nothing, or the conversation is gone."""
+        """The same, and nobody changes it until the end of the transaction."""
         row = await self._conn.fetchrow(
             STATE + " for update",
             self._ctx.tenant_id,
@@ -97,9 +97,9 @@ class MemoryRepository:
             *(state.place or (None, None)),
         )
 
-    async def add(self, conversation_id: UUID, space: str, new: NewMemory) -> None:
-        """Adds a memory."""
-        finding = new.finding
+    async def add(self, conversation_id: UUID, space: str, new: NewMemory) -> UUID:
+        """Adds a memory; answers its id."""
+        finding, memory_id = new.finding, new_id()
         await self._conn.execute(
             "insert into memories (tenant_id, user_id, conversation_id, id, kind, subject, text, importance,"
             " source_id, terms, vector, space, created_at)"
@@ -107,7 +107,7 @@ class MemoryRepository:
             self._ctx.tenant_id,
             self._user_id,
             conversation_id,
-            new_id(),
+            memory_id,
             finding.kind.value,
             finding.subject,
             finding.text,
@@ -118,17 +118,19 @@ class MemoryRepository:
             space,
             finding.created_at,
         )
+        return memory_id
 
-    async def supersede(self, conversation_id: UUID, finding: Finding) -> None:
-        """Lets go of what a finding takes the place of: what is on its subject, or says the same."""
+    async def supersede(self, conversation_id: UUID, finding: Finding, memory_id: UUID) -> None:
+        """Lets go of what a new memory takes the place of: what is on its subject, or says the same."""
         await self._conn.execute(
             "update memories set superseded_at = now() where tenant_id = $1 and user_id = $2 and conversation_id = $3"
-            " and superseded_at is null and kind <> 'turn' and (subject = $4 or text = $5)",
+            " and superseded_at is null and kind <> 'turn' and id <> $6 and (subject = $4 or text = $5)",
             self._ctx.tenant_id,
             self._user_id,
             conversation_id,
             finding.subject,
             finding.text,
+            memory_id,
         )
 
     async def candidates(self, conversation_id: UUID, space: str, *, limit: int) -> list[Candidate]:

@@ -78,7 +78,7 @@ class MemoryService:
         """Raises CONVERSATION_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
             await tx.conversations.get(conversation_id)
-            state = await tx.memories.state(conversation_id)
+            state = await tx.memories.find(conversation_id) or MemoryState()
             items = await tx.memories.list(conversation_id)
         return Remembered(summary=_joined(state.lines), items=items)
 
@@ -130,7 +130,7 @@ class MemoryService:
         """What is worth telling a model besides the turns that it is `told`. Raises what embedding raises."""
         ids = {message.id for message in told}
         async with self._store.tenant(ctx) as tx:
-            state = await tx.memories.state(conversation_id)
+            state = await tx.memories.find(conversation_id) or MemoryState()
             found = await tx.memories.candidates(conversation_id, self._space, limit=MOST_CANDIDATES)
         found = [item for item in found if item.memory.kind is not MemoryKind.TURN or item.memory.source_id not in ids]
         items: tuple[Memory, ...] = ()
@@ -198,25 +198,31 @@ class MemoryService:
     ) -> MemoryState | None:
         """The state afterwards: another's, where that was faster or a user has mended something meanwhile."""
         conversation_id = UUID(lease.task.payload["conversation_id"])
-        async with self._store.tenant(ctx) as tx:
-            await tx.tasks.fence(lease)
-            memories = tx.memories_of(user_id)
-            state = await memories.lock(conversation_id)
-            if state is None or state != seen:
-                return state
-            for new in made:
-                if new.finding.kind is not MemoryKind.TURN:
-                    await memories.supersede(conversation_id, new.finding)
-                await memories.add(conversation_id, self._space, new)
-            for model, used in ((self._embedder.space.model, usage), (digest.model, digest.usage)):
-                if used is not None:
-                    entry = NewUsage(
-                        purpose=Purpose.MEMORY, model=model, source_id=conversation_id, usage=used, user_id=user_id
-                    )
-                    await tx.usage.add(entry)
-            state = MemoryState(lines=digest.lines, place=place)
-            await memories.finish(conversation_id, state)
-            return state
+        try:
+            async with self._store.tenant(ctx) as tx:
+                await tx.tasks.fence(lease)
+                memories = tx.memories_of(user_id)
+                if await memories.find(conversation_id) is None:
+                    return None
+                # The first of these locks the conversation, before anything that goes with it: so does a deletion.
+                for new in made:
+                    memory_id = await memories.add(conversation_id, self._space, new)
+                    if new.finding.kind is not MemoryKind.TURN:
+                        await memories.supersede(conversation_id, new.finding, memory_id)
+                state = await memories.lock(conversation_id)
+                if state != seen:
+                    raise _OvertakenError(state)
+                for model, used in ((self._embedder.space.model, usage), (digest.model, digest.usage)):
+                    if used is not None:
+                        entry = NewUsage(
+                            purpose=Purpose.MEMORY, model=model, source_id=conversation_id, usage=used, user_id=user_id
+                        )
+                        await tx.usage.add(entry)
+                written = MemoryState(lines=digest.lines, place=place)
+                await memories.finish(conversation_id, written)
+                return written
+        except _OvertakenError as overtaken:
+            return overtaken.state
 
     async def _forget_words(
         self, tx: Tx, conversation_id: UUID, state: MemoryState | None, known: Memory, instead: str | None
@@ -230,6 +236,13 @@ class MemoryService:
         if instead is not None:
             lines.append(SummaryLine(text=instead, source_id=known.source_id, importance=known.importance))
         await tx.memories.finish(conversation_id, MemoryState(lines=tuple(lines), place=state.place))
+
+
+class _OvertakenError(Exception):
+    """The state is another than the one that was digested; what was written under it is undone."""
+
+    def __init__(self, state: MemoryState | None) -> None:
+        self.state = state
 
 
 def paired(messages: Sequence[Message], *, whole: bool) -> tuple[list[Exchange], tuple[datetime, UUID] | None]:
