@@ -109,6 +109,15 @@ class ChatMessage(msgspec.Struct, frozen=True):
     content: str
 
 
+class Recollection(msgspec.Struct, frozen=True, kw_only=True):
+    """Something of earlier turns. `told` says that it is what the user told, at `said_at`; else it is of a summary, or
+    a question with its answer."""
+
+    text: str
+    said_at: datetime | None = None
+    told: bool = False
+
+
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """What a chat model gets: the framed messages, and what they were made of.
 
@@ -120,7 +129,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     question: str
     searched: str
     passages: tuple[Passage, ...]
-    remembered: tuple[str, ...] = ()
+    remembered: tuple[Recollection, ...] = ()
 
     @property
     def grounded(self) -> bool:

@@ -3,11 +3,13 @@
 import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
+from uuid import UUID
 
 import msgspec
 import numpy as np
 
-from internal.entities.conversations import NOT_IN_DOCUMENTS, Prompt, Usage
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt, Usage
+from internal.entities.parsed import Location
 from internal.providers.embeddings import Lane
 from internal.services.evidence import (
     BACKGROUND,
@@ -16,6 +18,7 @@ from internal.services.evidence import (
     Vectors,
     candidates,
     content_terms,
+    coverage,
     language,
     relevances,
     subject,
@@ -26,6 +29,8 @@ from pkg.ctxutil import Context
 
 MODEL = "dreamhub-extractive-1"
 LABEL = {"en": "From your documents:", "zh": "根据您的文档："}
+TOLD = {"en": "You told me earlier:", "zh": "您之前说过："}
+OF_ONESELF = re.compile(r"\b(?:my|our|i|me)\b|我", re.IGNORECASE)
 MOST_SENTENCES = 4
 MOST_CHARACTERS = 900
 NEAR_BEST = 0.8  # a further sentence is worth reading when it scores at least this share of the best one's
@@ -63,10 +68,15 @@ class ExtractiveModel:
         self._neutral: dict[str, Vectors] = {}
 
     async def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
-        """Label, then a line for each sentence with its mark; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
-        chosen = await self._answers(ctx, prompt) or await self._answers_to_both(ctx, prompt)
-        if chosen:
-            yield f"{LABEL[language(prompt.question)]}\n\n"
+        """Label, then a line for each sentence with its mark; what the user told before has none, and comes first where
+        they ask of themselves; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
+        tongue = language(prompt.question)
+        told = await self._told(ctx, prompt) if OF_ONESELF.search(prompt.question) else []
+        chosen = [] if told else await self._answers(ctx, prompt) or await self._answers_to_both(ctx, prompt)
+        if told:
+            yield f"{TOLD[tongue]}\n\n" + "\n".join(told)
+        elif chosen:
+            yield f"{LABEL[tongue]}\n\n"
             for place, item in enumerate(chosen):
                 line = f"{_shown(item.text)} [{item.passage.number}]"
                 yield f"\n{line}" if place else line
@@ -77,6 +87,20 @@ class ExtractiveModel:
     def estimate(self, prompt: Prompt, said: str) -> Usage:
         """Nothing: no tokens are bought."""
         return Usage()
+
+    async def _told(self, ctx: Context, prompt: Prompt) -> list[str]:
+        """What the user told that answers, as surely as a passage would have to."""
+        wanted = content_terms(self._analyser, prompt.question)
+        found = [
+            Candidate(
+                item.text,
+                _stand_in(number, item.text),
+                number,
+                coverage(wanted, content_terms(self._analyser, item.text)),
+            )
+            for number, item in enumerate((item for item in prompt.remembered if item.told), 1)
+        ]
+        return [_shown(item.text) for item in await self._choose(ctx, prompt.question, found)]
 
     async def _answers(self, ctx: Context, prompt: Prompt) -> list[Candidate]:
         """What answers the question as it stands."""
@@ -123,6 +147,14 @@ class ExtractiveModel:
         neutral = self._neutral[tongue]
         background = relevances(query, asked_in, neutral, [tongue] * len(neutral), self._neutral)
         return _Measured(vectors, relevance, background)
+
+
+def _stand_in(number: int, text: str) -> Passage:
+    """A passage of no document, to be judged as one."""
+    nowhere = UUID(int=0)
+    return Passage(
+        number=number, chunk_id=nowhere, document_id=nowhere, filename="", text=text, score=0.0, location=Location()
+    )
 
 
 class _Measured(msgspec.Struct, frozen=True):

@@ -4,8 +4,16 @@ import re
 import secrets
 from collections.abc import Sequence
 
-from internal.entities.conversations import NOT_IN_DOCUMENTS, ChatMessage, Message, MessageStatus, Passage, Prompt
-from internal.entities.memory import Recalled
+from internal.entities.conversations import (
+    NOT_IN_DOCUMENTS,
+    ChatMessage,
+    Message,
+    MessageStatus,
+    Passage,
+    Prompt,
+    Recollection,
+)
+from internal.entities.memory import MemoryKind, Recalled
 from internal.providers.llm_wire import estimate_tokens
 from internal.services.evidence import FUNCTION_CHARACTERS, HAN
 from internal.services.terms import TermAnalyser
@@ -93,7 +101,7 @@ def build(
     framed = "\n\n".join(_framed(passage, nonce) for passage in fitting) or "(The search found no passage.)"
     if remembered:
         rules += MEMORY_RULES
-        framed = "\n".join((f"<<<{nonce} memory", *remembered, f"<<<{nonce} end of memory", "", framed))
+        framed = "\n".join((f"<<<{nonce} memory", *map(_line, remembered), f"<<<{nonce} end of memory", "", framed))
     asked = f"{framed}\n\nQuestion: {question}"
     return Prompt(
         messages=(ChatMessage("system", rules), *_remembered(history), ChatMessage("user", asked)),
@@ -104,11 +112,19 @@ def build(
     )
 
 
-def _recalled(recalled: Recalled) -> tuple[str, ...]:
-    """A line for the summary's every line and for every memory that isn't one of them."""
-    summary = tuple(recalled.summary.split("\n")) if recalled.summary else ()
-    items = (f"{memory.created_at:%Y-%m-%d}: {' '.join(memory.text.split())}" for memory in recalled.items)
+def _recalled(recalled: Recalled) -> tuple[Recollection, ...]:
+    """Each line of the summary, then the memories."""
+    summary = (Recollection(text=line) for line in recalled.summary.split("\n") if line)
+    items = (
+        Recollection(text=memory.text, said_at=memory.created_at, told=memory.kind is not MemoryKind.TURN)
+        for memory in recalled.items
+    )
     return (*summary, *items)
+
+
+def _line(item: Recollection) -> str:
+    said = f"{item.said_at:%Y-%m-%d}: " if item.said_at else ""
+    return said + " ".join(item.text.split())
 
 
 def _framed(passage: Passage, nonce: str) -> str:

@@ -13,9 +13,11 @@ def begin(client: httpx.Client) -> str:
     return client.post("/api/v1/conversations", json={}).json()["id"]
 
 
-def say(client: httpx.Client, conversation: str, text: str) -> None:
+def say(client: httpx.Client, conversation: str, text: str) -> str:
+    """What is answered."""
     answer = client.post(f"/api/v1/conversations/{conversation}/messages", json={"content": text})
     assert answer.status_code == 200, answer.text
+    return answer.json()["content"]
 
 
 def remembered(client: httpx.Client, conversation: str) -> dict[str, Any]:
@@ -64,6 +66,9 @@ def test_a_user_corrects_and_forgets(client: httpx.Client) -> None:
     assert [item["text"] for item in found["items"]] == ["My badge number is 4712."]
     assert "4711" not in found["summary"]
     assert "floor 9" not in found["summary"]
+    said = say(client, conversation, "What is my badge number?")
+    assert "4712" in said
+    assert "4711" not in said
     # What comes later is remembered beside it, and brings nothing back.
     say(client, conversation, "My locker is number 3.")
     found = until(client, conversation, "My locker is number 3.", "My badge number is 4712.")

@@ -10,6 +10,7 @@ import pytest
 
 from internal.entities.conversations import NOT_IN_DOCUMENTS, Message, Passage
 from internal.entities.ids import new_id
+from internal.entities.memory import Memory, MemoryKind, Recalled
 from internal.entities.parsed import Location
 from internal.models.embedding import Embedder, Kind, Work, load
 from internal.services.chunking_sentences import sentences
@@ -62,7 +63,12 @@ class Real:
 
 
 async def answer(model: ExtractiveModel, question: str, texts: Sequence[str], history: Sequence[Message] = ()) -> str:
-    passages = tuple(
+    prompt = build(question, standalone(question, history), passages_of(texts), history)
+    return "".join([piece async for piece in model.stream(CTX, prompt) if isinstance(piece, str)])
+
+
+def passages_of(texts: Sequence[str]) -> tuple[Passage, ...]:
+    return tuple(
         Passage(
             number=number,
             chunk_id=new_id(),
@@ -74,8 +80,58 @@ async def answer(model: ExtractiveModel, question: str, texts: Sequence[str], hi
         )
         for number, text in enumerate(texts, 1)
     )
-    prompt = build(question, standalone(question, history), passages, history)
+
+
+TOLD = (
+    "My name is Ada Lovelace.",
+    "My badge number is 4711.",
+    "My office is in Hamburg now.",
+    "我的生日是5月3日。",
+    "请以后用中文回答。",
+    "Our fiscal year runs from April to March.",
+)
+
+
+async def remembered(model: ExtractiveModel, question: str, texts: Sequence[str] = HANDBOOK) -> str:
+    """The answer to who told TOLD before."""
+    prompt = build(question, question, passages_of(texts), [], Recalled(items=tuple(map(memory_of, TOLD))))
     return "".join([piece async for piece in model.stream(CTX, prompt) if isinstance(piece, str)])
+
+
+def memory_of(text: str) -> Memory:
+    return Memory(
+        id=new_id(),
+        conversation_id=new_id(),
+        kind=MemoryKind.FACT,
+        text=text,
+        importance=0.7,
+        source_id=None,
+        created_at=datetime.now(UTC),
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ("What is my name?", "Ada Lovelace"),
+        ("What is my badge number?", "4711"),
+        ("Where is my office?", "Hamburg"),
+        ("我的生日是哪天？", "5月3日"),
+        ("When does our fiscal year begin?", "April to March"),
+    ],
+)
+async def test_what_the_user_told_answers_questions_of_themselves(
+    model: ExtractiveModel, question: str, told: str
+) -> None:
+    said = await remembered(model, question)
+    assert said.startswith(("You told me earlier:", "您之前说过："))
+    assert told in said
+    assert "[" not in said
+
+
+async def test_what_the_user_told_answers_nothing_else(model: ExtractiveModel) -> None:
+    assert await remembered(model, "What is my shoe size?") == NOT_IN_DOCUMENTS
+    assert "28 working days" in await remembered(model, "How many days of annual leave do I have?")
 
 
 @pytest.mark.parametrize(
