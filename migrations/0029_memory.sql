@@ -5,7 +5,7 @@ create table conversation_memories (
     tenant_id uuid not null,
     conversation_id uuid not null,
     user_id uuid not null,
-    -- The summary: [{"text", "source_id", "importance"}], oldest first.
+    -- The summary: [{"text", "source_id", "importance", "document_ids"}], oldest first.
     lines jsonb not null default '[]',
     -- The last message that was digested; null before the first.
     digested_at timestamptz,
@@ -30,6 +30,8 @@ create table memories (
     importance real not null check (importance between 0 and 1),
     -- The user's message that it comes from.
     source_id uuid,
+    -- The documents that the answer cites: who doesn't see all of them any more isn't told of it.
+    document_ids uuid[] not null default '{}',
     terms integer[] not null,
     -- Of the embedding model and version in `space`; float16, little-endian.
     vector bytea not null,

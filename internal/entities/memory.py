@@ -23,26 +23,34 @@ class MemoryKind(StrEnum):
 
 
 class SummaryLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a conversation's summary. `source_id` is the user's message that it tells of; None: of several."""
+    """A part of a conversation's summary. `source_id` is the user's message that it tells of; None: of several.
+
+    It is of no use to who doesn't see all of `document_ids` any more.
+    """
 
     text: str
     source_id: UUID | None = None
     importance: float = 0.0
+    document_ids: tuple[UUID, ...] = ()
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """A question and its answer, which is empty where there was none. `filenames` are of the documents it cites."""
+    """A question and its answer, which is empty where there was none; what it cites, by id and by name."""
 
     id: UUID
     question: str
     answer: str
     answered: bool
     filenames: tuple[str, ...]
+    document_ids: tuple[UUID, ...]
     created_at: datetime
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something worth remembering. `subject` is what it is about: a later finding on it takes this one's place."""
+    """Something worth remembering. `subject` is what it is about: a later finding on it takes this one's place.
+
+    `document_ids` are what it was drawn from besides what the user said.
+    """
 
     kind: MemoryKind
     text: str
@@ -50,6 +58,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     source_id: UUID
     created_at: datetime
     subject: str | None = None
+    document_ids: tuple[UUID, ...] = ()
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):

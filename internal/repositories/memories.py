@@ -19,6 +19,8 @@ RECALLABLE = (
     " case when m.space = $4 then m.vector end as vector from memories m where m.tenant_id = $1 and m.user_id = $2"
     " and m.superseded_at is null and (m.conversation_id = $3 or (m.kind <> 'turn' and exists (select 1"
     " from memory_settings s where s.tenant_id = $1 and s.user_id = $2 and s.across_conversations)))"
+    " and (m.document_ids = '{}' or cardinality(m.document_ids) = (select count(*) from documents d"
+    " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2) and d.id = any(m.document_ids)))"
     " order by (m.kind = 'turn'), m.created_at desc limit $5"
 )
 SHOWN = (
@@ -102,8 +104,8 @@ class MemoryRepository:
         finding, memory_id = new.finding, new_id()
         await self._conn.execute(
             "insert into memories (tenant_id, user_id, conversation_id, id, kind, subject, text, importance,"
-            " source_id, terms, vector, space, created_at)"
-            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+            " source_id, terms, vector, space, created_at, document_ids)"
+            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
             self._ctx.tenant_id,
             self._user_id,
             conversation_id,
@@ -117,6 +119,7 @@ class MemoryRepository:
             new.vector.astype("<f2").tobytes(),
             space,
             finding.created_at,
+            list(finding.document_ids),
         )
         return memory_id
 

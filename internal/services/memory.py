@@ -78,9 +78,9 @@ class MemoryService:
         """Raises CONVERSATION_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
             await tx.conversations.get(conversation_id)
-            state = await tx.memories.find(conversation_id) or MemoryState()
+            lines = await self._lines(tx, conversation_id)
             items = await tx.memories.list(conversation_id)
-        return Remembered(summary=_joined(state.lines), items=items)
+        return Remembered(summary=_joined(lines), items=items)
 
     async def correct(self, ctx: Context, conversation_id: UUID, memory_id: UUID, changes: MemoryChanges) -> Memory:
         """Writes a memory anew. Its old words go: from the summary and from what is recalled of that exchange.
@@ -130,7 +130,7 @@ class MemoryService:
         """What is worth telling a model besides the turns that it is `told`. Raises what embedding raises."""
         ids = {message.id for message in told}
         async with self._store.tenant(ctx) as tx:
-            state = await tx.memories.find(conversation_id) or MemoryState()
+            lines = await self._lines(tx, conversation_id)
             found = await tx.memories.candidates(conversation_id, self._space, limit=MOST_CANDIDATES)
         found = [item for item in found if item.memory.kind is not MemoryKind.TURN or item.memory.source_id not in ids]
         items: tuple[Memory, ...] = ()
@@ -138,7 +138,7 @@ class MemoryService:
             query = (await self._embedder.embed_search(ctx, question)).vector
             terms = self._analyser.query(ctx.tenant_id, question).terms
             items = tuple(best(found, query, terms, datetime.now(UTC)))
-        older = tuple(line for line in state.lines if line.source_id not in ids)
+        older = [line for line in lines if line.source_id not in ids]
         return Recalled(summary=_joined(older), items=items)
 
     async def digest_conversation(self, ctx: Context, lease: Lease) -> dict[str, Any]:
@@ -164,6 +164,13 @@ class MemoryService:
             count += len(exchanges)
         self._log.info("conversation digested", conversation=str(conversation_id), exchanges=count)
         return {"exchanges": count}
+
+    async def _lines(self, tx: Tx, conversation_id: UUID) -> list[SummaryLine]:
+        """The summary, without what was drawn from documents that were deleted or hidden since."""
+        state = await tx.memories.find(conversation_id) or MemoryState()
+        drawn = {document for line in state.lines for document in line.document_ids}
+        seen = await tx.documents.visible(list(drawn)) if drawn else set[UUID]()
+        return [line for line in state.lines if seen.issuperset(line.document_ids)]
 
     @property
     def _space(self) -> str:
@@ -273,6 +280,7 @@ def _exchange(question: Message, answer: Message | None) -> Exchange:
         answer=said.content if said else "",
         answered=said is not None and said.answered,
         filenames=tuple(dict.fromkeys(citation.filename for citation in said.citations)) if said else (),
+        document_ids=tuple(dict.fromkeys(citation.document_id for citation in said.citations)) if said else (),
         created_at=question.created_at,
     )
 

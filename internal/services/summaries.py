@@ -7,6 +7,7 @@ from typing import Protocol
 from internal.entities.memory import MEMORY_LIMIT, Digest, Exchange, Finding, MemoryKind, SummaryLine
 from internal.providers.llm_wire import estimate_tokens
 from internal.services.chunking_sentences import sentences
+from internal.services.prompts import MARKS
 from internal.services.terms import fold
 from pkg.ctxutil import Context
 
@@ -90,7 +91,12 @@ class RuleSummarizer:
         for finding in findings:
             weights[finding.source_id] = max(weights[finding.source_id], finding.importance)
         fresh = [
-            SummaryLine(text=line(exchange), source_id=exchange.id, importance=weights[exchange.id])
+            SummaryLine(
+                text=line(exchange),
+                source_id=exchange.id,
+                importance=weights[exchange.id],
+                document_ids=exchange.document_ids,
+            )
             for exchange in exchanges
         ]
         return Digest(lines=tuple(within([*lines, *fresh])), findings=tuple(findings))
@@ -119,6 +125,7 @@ def found(exchange: Exchange) -> Iterator[Finding]:
         kind=MemoryKind.TURN,
         text=turn(exchange),
         importance=SAID,
+        document_ids=exchange.document_ids,
         source_id=exchange.id,
         created_at=exchange.created_at,
     )
@@ -151,7 +158,9 @@ def line(exchange: Exchange) -> str:
     question = _short(exchange.question, QUESTION_LENGTH)
     if not exchange.answered or not exchange.answer.strip():
         return question
-    first = next(iter(sentences(exchange.answer)), "")
+    # What ends with a colon only announces: the built-in mode's labels, and many a model's first words.
+    said = (MARKS.sub("", text).strip() for text in sentences(exchange.answer))
+    first = next((text for text in said if text and not text.endswith((":", "："))), "")
     named = f" ({', '.join(exchange.filenames)})" if exchange.filenames else ""
     return f"{question} → {_short(first, ANSWER_LENGTH)}{_short(named, QUESTION_LENGTH)}"
 

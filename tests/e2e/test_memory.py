@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.product import Product
+from tests.e2e.product import Product, finished, upload
 
 
 def begin(client: httpx.Client) -> str:
@@ -76,6 +76,22 @@ def test_a_user_corrects_and_forgets(client: httpx.Client) -> None:
     assert client.delete(f"{path}/{desk['id']}").status_code == 404
     for body in ({"text": ""}, {"text": " \n "}, {"text": "x" * 2001}, {"importance": 2}, {"kind": "fact"}):
         assert client.patch(f"{path}/{badge['id']}", json=body).status_code in (400, 422), body
+
+
+def test_what_was_drawn_from_a_document_is_forgotten_with_it(client: httpx.Client) -> None:
+    text = b"The lighthouse of Varnholm was built in 1871 by the engineer Brandt."
+    document = upload(client, "lighthouse.txt", text)
+    assert finished(client, document["task_id"])["status"] == "succeeded"
+    conversation = begin(client)
+    assert "1871" in say(client, conversation, "When was the lighthouse of Varnholm built?")
+    say(client, conversation, "My badge number is 4711.")
+    found = until(client, conversation, "My badge number is 4711.")
+    assert "1871" in found["summary"]
+    assert "lighthouse.txt" in found["summary"]
+    assert client.delete(f"/api/v1/documents/{document['document_id']}").status_code == 202
+    found = remembered(client, conversation)
+    assert "1871" not in found["summary"]
+    assert [item["text"] for item in found["items"]] == ["My badge number is 4711."]
 
 
 def test_memories_are_their_users_alone(client: httpx.Client, colleague: httpx.Client, product: Product) -> None:

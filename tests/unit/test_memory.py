@@ -26,6 +26,7 @@ def exchange(question: str, answer: str = "", *filenames: str) -> Exchange:
         answer=answer,
         answered=bool(answer),
         filenames=filenames,
+        document_ids=(),
         created_at=NOW,
     )
 
@@ -99,7 +100,9 @@ def test_the_order_of_a_summary_stays() -> None:
 
 
 def test_a_line_and_a_turn_name_the_picture_they_are_about() -> None:
-    shown = exchange("What is on the photo?", "A red lighthouse. It stands alone.", "beach.jpg")
+    shown = exchange(
+        "What is on the photo?", "From your documents:\n\nA red lighthouse. [1]\nIt stands alone.", "beach.jpg"
+    )
     assert line(shown) == "What is on the photo? → A red lighthouse. (beach.jpg)"
     assert turn(shown).endswith("(beach.jpg)")
 
