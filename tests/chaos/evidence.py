@@ -40,7 +40,9 @@ DOCUMENTS = (
     " coalesce(generation_id::text, '') as generation from documents"
 )
 VERSIONS = "select distinct content_id::text from document_versions"
-UNSETTLED = "select count(*) from batches where settled_at is null"
+UNSETTLED = "select count(*) from batches where settled_at is null and (planned_at is not null or task_id is not null)"
+"""Batches that don't end. One whose server was cut off while its files came has neither; nobody was told of it, and it
+counts as over after an hour."""
 GENERATIONS = (
     "select g.tenant_id::text as tenant, g.id::text, g.content_id::text as content, g.status, g.chunk_count as chunks,"
     " coalesce((select array_agg(encode(c.text_hash, 'hex') order by c.ordinal) from chunks c"

@@ -108,6 +108,7 @@ async def _settle(stage: Stage, tenants: list[Tenant]) -> list[str]:
             left = await conn.fetchval(
                 "select (select count(*) from tasks where status in ('queued', 'running'))"
                 " + (select count(*) from outbox where published_at is null)"
+                f" + ({evidence.UNSETTLED})"
             )
             dead = await conn.fetch(
                 "select tenant_id::text, id::text from tasks where status = 'dead' and error_code = 'task.poison'"
