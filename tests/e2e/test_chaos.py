@@ -37,7 +37,7 @@ async def test_a_short_run_loses_nothing_and_doubles_nothing(tmp_path: Path) -> 
 async def test_a_thousand_kills_over_two_thousand_files(tmp_path: Path) -> None:
     history, found = await survive(1, plan.FULL, tmp_path)
     print(found)
-    assert len({wanted.file for wanted in history.wanted}) == 2000
+    assert len({wanted.file for wanted in history.wanted}) >= 2000  # and those that take their places
     assert found["kills"] >= 1000
     assert (found["pauses"], found["FLUSHALLs"]) == (200, 20)
 
