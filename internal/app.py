@@ -41,6 +41,7 @@ from internal.services.caching import SharedLevel, TwoLevelCache
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
 from internal.services.collections import CollectionService
+from internal.services.conversations import ConversationService
 from internal.services.documents import MEGABYTE, DocumentService
 from internal.services.embedder import Embedder
 from internal.services.events import EventService, ReaderLimits
@@ -172,6 +173,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             forecasts=ForecastService(store, workers),
             searches=searches,
             caching=caching,
+            conversations=ConversationService(store),
             chat=_open_chat(stack, settings, store, searches, embedder, memories),
             memories=memories,
             usage=UsageService(store),

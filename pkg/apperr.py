@@ -36,6 +36,7 @@ class Code(StrEnum):
     COLLECTION_EXISTS = "collection.exists"
     CONVERSATION_NOT_FOUND = "conversation.not_found"
     MESSAGE_NOT_FOUND = "message.not_found"
+    MESSAGE_NOT_A_QUESTION = "message.not_a_question"
     MEMORY_NOT_FOUND = "memory.not_found"
     TASK_NOT_FOUND = "task.not_found"
     TASK_NOT_RETRYABLE = "task.not_retryable"

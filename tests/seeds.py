@@ -206,6 +206,15 @@ async def _seed_conversation(conn: asyncpg.Connection, tenant: UUID, owner: UUID
         canary,
     )
     await conn.execute(
+        "insert into messages (tenant_id, id, conversation_id, parent_id, role, content)"
+        " values ($1, $2, $3, $4, 'user', $5)",
+        tenant,
+        new_id(),
+        conversation,
+        message,
+        canary,
+    )
+    await conn.execute(
         "insert into message_feedback (tenant_id, message_id, user_id, rating) values ($1, $2, $3, 1)",
         tenant,
         message,

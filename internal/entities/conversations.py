@@ -23,11 +23,15 @@ class MessageStatus(StrEnum):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """One user's conversation. `document_ids` narrows what answers are drawn from; empty means everything visible."""
+    """One user's conversation. `document_ids` narrows what answers are drawn from; empty means everything visible.
+
+    `current_message_id` is the last message of the path that is shown; None while nothing was said.
+    """
 
     id: UUID
     title: str
     document_ids: list[UUID]
+    current_message_id: UUID | None = None
     created_at: datetime
     updated_at: datetime
 
@@ -37,6 +41,7 @@ class ConversationChanges(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str | msgspec.UnsetType = msgspec.UNSET
     document_ids: list[UUID] | msgspec.UnsetType = msgspec.UNSET
+    current_message_id: UUID | msgspec.UnsetType = msgspec.UNSET
 
 
 class Citation(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,12 +66,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn. `answered` is false when the documents don't hold an answer; `model` is None for a user's turn."""
+    """One turn. `answered` is false when the documents don't hold an answer; `model` is None for a user's turn.
+
+    `parent_id` is the turn that it follows, None for a first one; `siblings` are all that follow the same, itself
+    among them, the oldest first.
+    """
 
     id: UUID
     role: Literal["user", "assistant"]
     content: str
     created_at: datetime
+    parent_id: UUID | None = None
+    siblings: list[UUID] = []
     citations: list[Citation] = []
     usage: Usage = Usage()
     model: str | None = None
@@ -75,10 +86,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn that is about to be stored."""
+    """A turn that is about to be stored below `parent_id`, or as a first one."""
 
     role: Literal["user", "assistant"]
     content: str
+    parent_id: UUID | None
     citations: tuple[Citation, ...] = ()
     usage: Usage = Usage()
     model: str | None = None

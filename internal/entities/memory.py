@@ -24,20 +24,27 @@ class MemoryKind(StrEnum):
 
 class SummaryLine(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a conversation's summary. `source_id` is the user's message that it tells of; None: of several.
+    `answer_id` is the message with which that exchange ends: the line holds on its branch.
 
     It is of no use to who doesn't see all of `document_ids` any more.
     """
 
     text: str
     source_id: UUID | None = None
+    answer_id: UUID | None = None
     importance: float = 0.0
     document_ids: tuple[UUID, ...] = ()
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """A question and its answer, which is empty where there was none; what it cites, by id and by name."""
+    """A question and its answer, which is empty where there was none; what it cites, by id and by name.
+
+    `answer_id` is the message with which it ends. `again` says that the question was digested with another answer.
+    """
 
     id: UUID
+    answer_id: UUID
+    again: bool = False
     question: str
     answer: str
     answered: bool
@@ -56,6 +63,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     importance: float
     source_id: UUID
+    answer_id: UUID
     created_at: datetime
     subject: str | None = None
     document_ids: tuple[UUID, ...] = ()

@@ -20,6 +20,7 @@ from internal.handlers import (
     events,
     identity,
     memory,
+    messages,
     operations,
     search,
     tasks,
@@ -45,6 +46,7 @@ from internal.services.batches import BatchService
 from internal.services.caching import TwoLevelCache
 from internal.services.chat import ChatService
 from internal.services.collections import CollectionService
+from internal.services.conversations import ConversationService
 from internal.services.documents import DocumentService
 from internal.services.events import EventService
 from internal.services.forecasts import ForecastService
@@ -136,9 +138,12 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     conversations.get_conversation,
     conversations.update_conversation,
     conversations.remove_conversation,
-    conversations.list_messages,
-    conversations.add_message,
-    conversations.add_feedback,
+    conversations.branch_conversation,
+    messages.list_messages,
+    messages.add_message,
+    messages.edit_message,
+    messages.regenerate_message,
+    messages.add_feedback,
     memory.get_memory,
     memory.update_memory,
     memory.remove_memory,
@@ -174,6 +179,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     tasks: TaskService
     forecasts: ForecastService
     searches: SearchService
+    conversations: ConversationService
     chat: ChatService
     memories: MemoryService
     usage: UsageService
@@ -201,6 +207,7 @@ PROVIDED = (
     "tasks",
     "forecasts",
     "searches",
+    "conversations",
     "chat",
     "memories",
     "usage",

@@ -22,7 +22,7 @@ class ConversationRepository:
         """Adds an empty conversation."""
         row = await self._conn.fetchrow(
             "insert into conversations (tenant_id, user_id, id, title, document_ids) values ($1, $2, $3, $4, $5)"
-            " returning id, title, document_ids, created_at, updated_at",
+            " returning id, title, document_ids, current_message_id, created_at, updated_at",
             self._ctx.tenant_id,
             self._ctx.user_id,
             new_id(),
@@ -36,7 +36,7 @@ class ConversationRepository:
     async def get(self, conversation_id: UUID) -> Conversation:
         """Raises CONVERSATION_NOT_FOUND, for another user's too."""
         row = await self._conn.fetchrow(
-            "select id, title, document_ids, created_at, updated_at from conversations"
+            "select id, title, document_ids, current_message_id, created_at, updated_at from conversations"
             " where tenant_id = $1 and user_id = $2 and id = $3",
             self._ctx.tenant_id,
             self._ctx.user_id,
@@ -46,12 +46,35 @@ class ConversationRepository:
             raise _missing()
         return _conversation(row)
 
+    async def lock(self, conversation_id: UUID) -> Conversation:
+        """The same, and nobody else adds to it or moves in it until the transaction ends."""
+        row = await self._conn.fetchrow(
+            "select id, title, document_ids, current_message_id, created_at, updated_at from conversations"
+            " where tenant_id = $1 and user_id = $2 and id = $3 for no key update",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            conversation_id,
+        )
+        if row is None:
+            raise _missing()
+        return _conversation(row)
+
+    async def show(self, conversation_id: UUID, message_id: UUID) -> None:
+        """Makes a message the last of the path that is shown."""
+        await self._conn.execute(
+            "update conversations set current_message_id = $4 where tenant_id = $1 and user_id = $2 and id = $3",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            conversation_id,
+            message_id,
+        )
+
     async def update(self, conversation_id: UUID, *, title: str, document_ids: list[UUID]) -> Conversation:
         """Writes both fields. Raises CONVERSATION_NOT_FOUND."""
         row = await self._conn.fetchrow(
             "update conversations set title = $4, document_ids = $5, updated_at = now()"
             " where tenant_id = $1 and user_id = $2 and id = $3"
-            " returning id, title, document_ids, created_at, updated_at",
+            " returning id, title, document_ids, current_message_id, created_at, updated_at",
             self._ctx.tenant_id,
             self._ctx.user_id,
             conversation_id,
@@ -89,7 +112,7 @@ class ConversationRepository:
     async def list(self, *, limit: int, before: tuple[datetime, UUID] | None) -> list[Conversation]:
         """Up to `limit` conversations, last used first, those before the (updated_at, id) of `before`."""
         rows = await self._conn.fetch(
-            "select id, title, document_ids, created_at, updated_at from conversations"
+            "select id, title, document_ids, current_message_id, created_at, updated_at from conversations"
             " where tenant_id = $1 and user_id = $2"
             " and ($3::timestamptz is null or (updated_at, id) < ($3, $4::uuid))"
             " order by updated_at desc, id desc limit $5",
@@ -111,6 +134,7 @@ def _conversation(row: asyncpg.Record) -> Conversation:
         id=row["id"],
         title=row["title"],
         document_ids=list(row["document_ids"]),
+        current_message_id=row["current_message_id"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

@@ -21,6 +21,7 @@ RECALLABLE = (
     " from memory_settings s where s.tenant_id = $1 and s.user_id = $2 and s.across_conversations)))"
     " and (m.document_ids = '{}' or cardinality(m.document_ids) = (select count(*) from documents d"
     " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2) and d.id = any(m.document_ids)))"
+    " and (m.kind <> 'turn' or m.answer_id is null or m.answer_id = any($6))"
     " order by (m.kind = 'turn'), m.created_at desc limit $5"
 )
 SHOWN = (
@@ -59,6 +60,18 @@ class MemoryRepository:
                 conversation_id,
             )
             or False
+        )
+
+    async def open(self, conversation_id: UUID, state: MemoryState) -> None:
+        """Begins a conversation with a summary and a place; nothing of it is to be digested."""
+        await self._conn.execute(
+            "insert into conversation_memories (tenant_id, user_id, conversation_id, lines, digested_at, digested_id)"
+            " values ($1, $2, $3, $4::text::jsonb, $5, $6)",
+            self._ctx.tenant_id,
+            self._user_id,
+            conversation_id,
+            msgspec.json.encode(state.lines).decode(),
+            *(state.place or (None, None)),
         )
 
     async def begin(self, conversation_id: UUID) -> MemoryState | None:
@@ -104,8 +117,8 @@ class MemoryRepository:
         finding, memory_id = new.finding, new_id()
         await self._conn.execute(
             "insert into memories (tenant_id, user_id, conversation_id, id, kind, subject, text, importance,"
-            " source_id, terms, vector, space, created_at, document_ids)"
-            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+            " source_id, terms, vector, space, created_at, document_ids, answer_id)"
+            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
             self._ctx.tenant_id,
             self._user_id,
             conversation_id,
@@ -120,6 +133,7 @@ class MemoryRepository:
             space,
             finding.created_at,
             list(finding.document_ids),
+            finding.answer_id,
         )
         return memory_id
 
@@ -136,9 +150,11 @@ class MemoryRepository:
             memory_id,
         )
 
-    async def candidates(self, conversation_id: UUID, space: str, *, limit: int) -> list[Candidate]:
-        """The newest `limit` of what may be recalled: of the conversation, and, where the user wants it, facts and
-        preferences of the user's others."""
+    async def candidates(
+        self, conversation_id: UUID, space: str, path: Sequence[UUID], *, limit: int
+    ) -> Sequence[Candidate]:
+        """The newest `limit` of what may be recalled: of the conversation, exchanges only of the messages of `path`,
+        and, where the user wants it, facts and preferences of the user's others."""
         rows = await self._conn.fetch(
             RECALLABLE,
             self._ctx.tenant_id,
@@ -146,6 +162,7 @@ class MemoryRepository:
             conversation_id,
             space,
             limit,
+            path,
         )
         return [
             Candidate(

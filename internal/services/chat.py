@@ -1,13 +1,10 @@
-"""Conversations, and answers drawn from the documents with citations."""
+"""Answers drawn from the documents with citations."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
-
-import msgspec
 
 from internal.entities.conversations import (
     NOT_IN_DOCUMENTS,
@@ -15,7 +12,6 @@ from internal.entities.conversations import (
     Citation,
     Citations,
     Conversation,
-    ConversationChanges,
     Delta,
     Done,
     Message,
@@ -28,9 +24,9 @@ from internal.entities.memory import Recalled
 from internal.entities.search import Filters, SearchHit, SearchRequest, SearchResult
 from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
-from internal.services.drafts import Draft, Turn
+from internal.services.conversations import check_documents, check_text
+from internal.services.drafts import Draft, Turn, until_set
 from internal.services.memory import ask_for_digestion
-from internal.services.names import MAX_TITLE, check_name
 from internal.services.prompts import build, standalone
 from internal.services.quotes import Quoter
 from pkg import logger
@@ -40,9 +36,7 @@ from pkg.ctxutil import Context
 PASSAGES = 8
 HISTORY = 12
 LONGEST_QUESTION = 10_000
-LONGEST_COMMENT = 4000
 GIVEN_TITLE = 80
-MOST_DOCUMENTS = 200
 CUT_SECONDS = 10.0
 
 T = TypeVar("T")
@@ -59,14 +53,15 @@ class Searches(Protocol):
 class Recalls(Protocol):
     """What chat needs of the memory."""
 
-    async def recall(self, ctx: Context, conversation_id: UUID, question: str, told: Sequence[Message]) -> Recalled:
-        """What is worth telling a model besides the turns that it is `told`."""
+    async def recall(
+        self, ctx: Context, conversation_id: UUID, question: str, told: Sequence[Message], at: UUID | None
+    ) -> Recalled:
+        """What is worth telling a model besides the turns that it is `told`, of the branch that ends with `at`."""
         ...
 
 
 class ChatService:
-    """The rules of conversations. A conversation exists for its own user alone. Without `memory` nothing is remembered
-    but the last turns."""
+    """Questions and their answers. Without `memory` nothing is remembered but the last turns."""
 
     def __init__(
         self, store: Store, search: Searches, model: ChatModel, quoter: Quoter, memory: Recalls | None = None
@@ -80,74 +75,69 @@ class ChatService:
         self._stopped = asyncio.Event()
         self._log = logger.get("chat")
 
-    async def add(self, ctx: Context, *, title: str = "", document_ids: list[UUID] | None = None) -> Conversation:
-        """Starts a conversation, over some documents or over all. Raises DOCUMENT_NOT_FOUND."""
-        called = _check_title(title)
-        async with self._store.tenant(ctx) as tx:
-            await _check_documents(tx, document_ids or [])
-            return await tx.conversations.add(called, document_ids or [])
-
-    async def get(self, ctx: Context, conversation_id: UUID) -> Conversation:
-        """Raises CONVERSATION_NOT_FOUND."""
-        async with self._store.tenant(ctx) as tx:
-            return await tx.conversations.get(conversation_id)
-
-    async def update(self, ctx: Context, conversation_id: UUID, changes: ConversationChanges) -> Conversation:
-        """Raises CONVERSATION_NOT_FOUND or DOCUMENT_NOT_FOUND."""
-        async with self._store.tenant(ctx) as tx:
-            known = await tx.conversations.get(conversation_id)
-            title = known.title if changes.title is msgspec.UNSET else _check_title(changes.title)
-            document_ids = known.document_ids if changes.document_ids is msgspec.UNSET else changes.document_ids
-            if changes.document_ids is not msgspec.UNSET:
-                await _check_documents(tx, document_ids)
-            return await tx.conversations.update(conversation_id, title=title, document_ids=document_ids)
-
-    async def remove(self, ctx: Context, conversation_id: UUID) -> None:
-        """Removes it with all that was said in it. Raises CONVERSATION_NOT_FOUND."""
-        async with self._store.tenant(ctx) as tx:
-            await tx.conversations.remove(conversation_id)
-
-    async def messages(
-        self, ctx: Context, conversation_id: UUID, *, limit: int, after: tuple[datetime, UUID] | None
-    ) -> list[Message]:
-        """Up to `limit` messages, oldest first, those after the (created_at, id). Raises CONVERSATION_NOT_FOUND."""
-        async with self._store.tenant(ctx) as tx:
-            await tx.conversations.get(conversation_id)
-            return await tx.messages.list(conversation_id, limit=limit, after=after)
-
-    async def rate(
-        self, ctx: Context, conversation_id: UUID, message_id: UUID, *, rating: int, comment: str | None = None
-    ) -> None:
-        """Keeps the user's opinion of an answer: 1 or -1. Raises CONVERSATION_NOT_FOUND or MESSAGE_NOT_FOUND."""
-        if rating not in (1, -1):
-            raise _invalid("rating", "must be 1 or -1")
-        _check_text("comment", comment or "", longest=LONGEST_COMMENT)
-        async with self._store.tenant(ctx) as tx:
-            await tx.conversations.get(conversation_id)
-            await tx.messages.rate(conversation_id, message_id, rating=rating, comment=comment)
-
     async def begin(
-        self, ctx: Context, conversation_id: UUID, content: str, document_ids: list[UUID] | None = None
+        self,
+        ctx: Context,
+        conversation_id: UUID,
+        content: str,
+        document_ids: list[UUID] | None = None,
+        *,
+        parent_id: UUID | None = None,
     ) -> Turn:
         """Stores the question and finds passages for it. What can be refused is refused here, before anything is sent.
 
-        `document_ids` narrows this question instead of the conversation's own documents. Raises REQUEST_INVALID,
-        CONVERSATION_NOT_FOUND, DOCUMENT_NOT_FOUND, and what the search raises.
+        It follows `parent_id`, or what is shown last. `document_ids` narrows this question instead of the
+        conversation's own documents. Raises REQUEST_INVALID, CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND,
+        DOCUMENT_NOT_FOUND, and what the search raises.
         """
-        question = content.strip()
-        _check_text("content", question, longest=LONGEST_QUESTION, shortest=1)
+        text = _question(content)
         async with self._store.tenant(ctx) as tx:
-            conversation = await tx.conversations.get(conversation_id)
-            await _check_documents(tx, document_ids or [])
-            history = await tx.messages.latest(conversation_id, limit=HISTORY)
-            await tx.messages.add(conversation_id, NewMessage(role="user", content=question))
-            await tx.conversations.touch(conversation_id, title=" ".join(question.split())[:GIVEN_TITLE])
-        searched = standalone(question, history)
-        narrow = Filters(document_ids=document_ids or conversation.document_ids)
-        result = await self._search.search(ctx, SearchRequest(query=searched, k=PASSAGES, filters=narrow))
-        recalled = await self._memory.recall(ctx, conversation_id, searched, history) if self._memory else Recalled()
-        prompt = build(question, searched, await self._passages(ctx, result.items), history, recalled)
-        return Turn(conversation_id=conversation_id, question=question, prompt=prompt)
+            known = await tx.conversations.lock(conversation_id)
+            await check_documents(tx, document_ids or [])
+            if parent_id is not None:
+                await tx.messages.get(conversation_id, parent_id)
+            question = await self._ask(tx, known, text, parent_id or known.current_message_id)
+        return await self._turn(ctx, known, question, document_ids)
+
+    async def begin_edited(
+        self,
+        ctx: Context,
+        conversation_id: UUID,
+        message_id: UUID,
+        content: str,
+        document_ids: list[UUID] | None = None,
+    ) -> Turn:
+        """The same for another wording of a question: it stands beside the old one, which stays.
+
+        Raises what `begin` raises, and MESSAGE_NOT_A_QUESTION.
+        """
+        text = _question(content)
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.conversations.lock(conversation_id)
+            await check_documents(tx, document_ids or [])
+            old = await tx.messages.get(conversation_id, message_id)
+            if old.role != "user":
+                raise AppError(Code.MESSAGE_NOT_A_QUESTION, "Only a question can be edited.")
+            question = await self._ask(tx, known, text, old.parent_id)
+        return await self._turn(ctx, known, question, document_ids)
+
+    async def begin_again(
+        self, ctx: Context, conversation_id: UUID, message_id: UUID, document_ids: list[UUID] | None = None
+    ) -> Turn:
+        """The same for another answer to a question, named by itself or by one of its answers.
+
+        Raises CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND, MESSAGE_NOT_A_QUESTION, DOCUMENT_NOT_FOUND, and what the
+        search raises.
+        """
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.conversations.get(conversation_id)
+            await check_documents(tx, document_ids or [])
+            question = await tx.messages.get(conversation_id, message_id)
+            if question.role != "user" and question.parent_id is not None:
+                question = await tx.messages.get(conversation_id, question.parent_id)
+            if question.role != "user":
+                raise AppError(Code.MESSAGE_NOT_A_QUESTION, "This answer follows no question.")
+        return await self._turn(ctx, known, question, document_ids, again=True)
 
     async def stream(self, ctx: Context, turn: Turn) -> AsyncGenerator[AnswerEvent]:
         """Deltas, citations, done. Raises MODEL_UNAVAILABLE, MODEL_REFUSED or SERVER_STOPPING, also in the middle.
@@ -157,7 +147,7 @@ class ChatService:
         """
         draft = Draft(turn, self._model)
         try:
-            async with aclosing(self._until_stopped(self._pieces(ctx, turn))) as pieces:
+            async with aclosing(until_set(self._stopped, self._pieces(ctx, turn))) as pieces:
                 async for piece in pieces:
                     if text := draft.feed(piece):
                         yield Delta(text)
@@ -203,10 +193,40 @@ class ChatService:
         if self._writing:
             await asyncio.wait(self._writing, timeout=CUT_SECONDS)
 
-    async def list(self, ctx: Context, *, limit: int, before: tuple[datetime, UUID] | None) -> list[Conversation]:
-        """Up to `limit` conversations, last used first, those before the (updated_at, id)."""
+    async def _ask(self, tx: Tx, known: Conversation, text: str, parent_id: UUID | None) -> Message:
+        """Stores a question and shows it last."""
+        question = await tx.messages.add(known.id, NewMessage(role="user", content=text, parent_id=parent_id))
+        await tx.conversations.show(known.id, question.id)
+        await tx.conversations.touch(known.id, title=" ".join(text.split())[:GIVEN_TITLE])
+        return question
+
+    async def _turn(
+        self,
+        ctx: Context,
+        known: Conversation,
+        question: Message,
+        document_ids: list[UUID] | None,
+        *,
+        again: bool = False,
+    ) -> Turn:
+        """What the model is told: of what was said before, the question's own branch alone."""
         async with self._store.tenant(ctx) as tx:
-            return await tx.conversations.list(limit=limit, before=before)
+            above = await tx.messages.path(known.id, question.parent_id, limit=HISTORY)
+            history = await tx.messages.these(known.id, above)
+        searched = standalone(question.content, history)
+        narrow = Filters(document_ids=document_ids or known.document_ids)
+        result = await self._search.search(ctx, SearchRequest(query=searched, k=PASSAGES, filters=narrow))
+        recalled = Recalled()
+        if self._memory:
+            recalled = await self._memory.recall(ctx, known.id, searched, history, question.id)
+        return Turn(
+            conversation_id=known.id,
+            question=question.content,
+            question_id=question.id,
+            shown=known.current_message_id if again else question.id,
+            again=again,
+            prompt=build(question.content, searched, await self._passages(ctx, result.items), history, recalled),
+        )
 
     async def _passages(self, ctx: Context, hits: "list[SearchHit]") -> "list[Passage]":
         """Hits as a model may cite them, with the places of their parts."""
@@ -236,31 +256,6 @@ class ChatService:
             async for piece in pieces:
                 yield piece
 
-    async def _until_stopped(self, pieces: AsyncGenerator[str | Usage]) -> AsyncGenerator[str | Usage]:
-        """The same pieces. Raises SERVER_STOPPING as soon as `stop` is called, whatever is being waited for."""
-        stopped = asyncio.create_task(self._stopped.wait())
-        waiting: asyncio.Task[str | Usage] | None = None
-        try:
-            while True:
-                waiting = asyncio.create_task(_next(pieces))
-                await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    raise AppError(
-                        Code.SERVER_STOPPING,
-                        "This server stops before the answer is complete; ask again.",
-                        retry_after=1,
-                    )
-                try:
-                    yield waiting.result()
-                except StopAsyncIteration:
-                    return
-        finally:
-            stopped.cancel()
-            if waiting is not None:
-                waiting.cancel()
-                await asyncio.wait({waiting})
-            await pieces.aclose()
-
     async def _write(self, ctx: Context, draft: Draft, status: MessageStatus, citations: "list[Citation]") -> Message:
         """Stores the answer; a reader who leaves meanwhile doesn't undo it."""
         draft.written = True
@@ -288,6 +283,7 @@ class ChatService:
         new = NewMessage(
             role="assistant",
             content=draft.text.text,
+            parent_id=draft.turn.question_id,
             citations=tuple(citations),
             usage=draft.usage(status),
             model=self._model.name,
@@ -297,7 +293,12 @@ class ChatService:
         charged = draft.charged(status)
         try:
             async with self._store.tenant(ctx) as tx:
-                message = await tx.messages.add(draft.turn.conversation_id, new)
+                known = await tx.conversations.lock(draft.turn.conversation_id)
+                message = await tx.messages.add(known.id, new)
+                if not draft.turn.again:
+                    await tx.messages.put_between(known.id, draft.turn.question_id, message.id)
+                if await self._takes_over(tx, known, draft.turn, status):
+                    await tx.conversations.show(known.id, message.id)
                 if charged is not None:
                     await tx.usage.add(charged)
                 if self._memory:
@@ -309,6 +310,16 @@ class ChatService:
                     await tx.usage.add(charged)
             raise
 
+    async def _takes_over(self, tx: Tx, known: Conversation, turn: Turn, status: MessageStatus) -> bool:
+        """Whether an answer is shown: in place of its question; in place of another answer only if it is whole, and
+        not when the user went to another branch meanwhile."""
+        shown = known.current_message_id
+        if shown is None or shown == turn.question_id:
+            return True
+        if status is not MessageStatus.COMPLETE:
+            return False
+        return shown == turn.shown or (await tx.messages.get(known.id, shown)).parent_id == turn.question_id
+
     def _spawn(self, work: "Coroutine[Any, Any, T]") -> "asyncio.Task[T]":
         task = asyncio.create_task(work)
         self._writing.add(task)
@@ -316,27 +327,8 @@ class ChatService:
         return task
 
 
-async def _next(pieces: AsyncGenerator[str | Usage]) -> str | Usage:
-    return await anext(pieces)
-
-
-async def _check_documents(tx: Tx, document_ids: "list[UUID]") -> None:
-    if len(document_ids) > MOST_DOCUMENTS:
-        raise _invalid("document_ids", f"at most {MOST_DOCUMENTS} documents")
-    if document_ids and set(document_ids) - await tx.documents.visible(document_ids):
-        raise AppError(Code.DOCUMENT_NOT_FOUND, "There is no such document.")
-
-
-def _check_title(title: str) -> str:
-    return check_name(title, "title", shortest=0, longest=MAX_TITLE)
-
-
-def _check_text(field: str, text: str, *, longest: int, shortest: int = 0) -> None:
-    if not shortest <= len(text) <= longest:
-        raise _invalid(field, f"must have {shortest} to {longest} characters")
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise _invalid(field, "has a NUL or half of a surrogate pair, which is not text")
-
-
-def _invalid(field: str, message: str) -> AppError:
-    return AppError(Code.REQUEST_INVALID, f"{field} {message}.", errors=[{"field": field, "message": message}])
+def _question(content: str) -> str:
+    """The question without blanks around it. Raises REQUEST_INVALID."""
+    text = content.strip()
+    check_text("content", text, longest=LONGEST_QUESTION, shortest=1)
+    return text

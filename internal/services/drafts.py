@@ -1,5 +1,7 @@
 """One question on its way to an answer: what was asked, what was sent of the answer so far, and what it cost."""
 
+import asyncio
+from collections.abc import AsyncGenerator
 from uuid import UUID
 
 import msgspec
@@ -10,13 +12,20 @@ from internal.providers.llm import ChatModel
 from internal.services.citations import AnswerText
 from internal.services.evidence import language
 from internal.services.prompts import NOT_FOUND, UNCITED
+from pkg.apperr import AppError, Code
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A question that is stored and searched for, ready to be answered once."""
+    """A question that is stored and searched for, ready to be answered once.
+
+    `again` says that it may have answers already; `shown` is what was shown last when it began.
+    """
 
     conversation_id: UUID
     question: str
+    question_id: UUID
+    shown: UUID | None
+    again: bool
     prompt: Prompt
 
 
@@ -77,3 +86,33 @@ class Draft:
         if self.absent or self.text.cited() or not self.text.text.strip():
             return rest
         return rest + self.text.add(UNCITED[language(self.turn.question)])
+
+
+async def until_set(stopped: asyncio.Event, pieces: AsyncGenerator[str | Usage]) -> AsyncGenerator[str | Usage]:
+    """The same pieces. Raises SERVER_STOPPING as soon as `stopped` is set, whatever is being waited for."""
+    stopping = asyncio.create_task(stopped.wait())
+    waiting: asyncio.Task[str | Usage] | None = None
+    try:
+        while True:
+            waiting = asyncio.create_task(_next(pieces))
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise AppError(
+                    Code.SERVER_STOPPING,
+                    "This server stops before the answer is complete; ask again.",
+                    retry_after=1,
+                )
+            try:
+                yield waiting.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        stopping.cancel()
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        await pieces.aclose()
+
+
+async def _next(pieces: AsyncGenerator[str | Usage]) -> str | Usage:
+    return await anext(pieces)

@@ -77,8 +77,9 @@ class MemoryService:
     async def show(self, ctx: Context, conversation_id: UUID) -> Remembered:
         """Raises CONVERSATION_NOT_FOUND."""
         async with self._store.tenant(ctx) as tx:
-            await tx.conversations.get(conversation_id)
-            lines = await self._lines(tx, conversation_id)
+            known = await tx.conversations.get(conversation_id)
+            path = await tx.messages.path(conversation_id, known.current_message_id)
+            lines = await self._lines(tx, conversation_id, path)
             items = await tx.memories.list(conversation_id)
         return Remembered(summary=_joined(lines), items=items)
 
@@ -126,12 +127,18 @@ class MemoryService:
             await tx.memories.set_across(wanted)
         return wanted
 
-    async def recall(self, ctx: Context, conversation_id: UUID, question: str, told: Sequence[Message]) -> Recalled:
-        """What is worth telling a model besides the turns that it is `told`. Raises what embedding raises."""
+    async def recall(
+        self, ctx: Context, conversation_id: UUID, question: str, told: Sequence[Message], at: UUID | None
+    ) -> Recalled:
+        """What is worth telling a model besides the turns that it is `told`, of the branch that ends with message `at`.
+
+        Raises what embedding raises.
+        """
         ids = {message.id for message in told}
         async with self._store.tenant(ctx) as tx:
-            lines = await self._lines(tx, conversation_id)
-            found = await tx.memories.candidates(conversation_id, self._space, limit=MOST_CANDIDATES)
+            path = await tx.messages.path(conversation_id, at)
+            lines = await self._lines(tx, conversation_id, path)
+            found = await tx.memories.candidates(conversation_id, self._space, path, limit=MOST_CANDIDATES)
         found = [item for item in found if item.memory.kind is not MemoryKind.TURN or item.memory.source_id not in ids]
         items: tuple[Memory, ...] = ()
         if found:
@@ -154,10 +161,14 @@ class MemoryService:
             state = await tx.memories_of(user_id).begin(conversation_id)
         while state is not None:
             async with self._store.tenant(ctx) as tx:
-                messages = await tx.messages_of(user_id).list(conversation_id, limit=PAGE, after=state.place)
-            exchanges, place = paired(messages, whole=len(messages) < PAGE)
-            if place is None:
+                said = tx.messages_of(user_id)
+                messages = await said.since(conversation_id, limit=PAGE, after=state.place)
+                parents = {message.parent_id for message in messages if message.parent_id}
+                questions = [item for item in await said.these(conversation_id, list(parents)) if item.role == "user"]
+            if not messages:
                 break
+            exchanges = paired(messages, questions)
+            place = messages[-1].created_at, messages[-1].id
             digest = await self._summarizer.digest(ctx, state.lines, exchanges)
             made, usage = await self._made(ctx, digest.findings)
             state = await self._write(ctx, lease, user_id, state, digest, made, usage, place)
@@ -165,12 +176,14 @@ class MemoryService:
         self._log.info("conversation digested", conversation=str(conversation_id), exchanges=count)
         return {"exchanges": count}
 
-    async def _lines(self, tx: Tx, conversation_id: UUID) -> list[SummaryLine]:
-        """The summary, without what was drawn from documents that were deleted or hidden since."""
+    async def _lines(self, tx: Tx, conversation_id: UUID, path: Sequence[UUID]) -> list[SummaryLine]:
+        """The summary, without what was said on other branches than `path`, and without what was drawn from documents
+        that were deleted or hidden since."""
+        on_path = {None, *path}
         state = await tx.memories.find(conversation_id) or MemoryState()
         drawn = {document for line in state.lines for document in line.document_ids}
         seen = await tx.documents.visible(list(drawn)) if drawn else set[UUID]()
-        return [line for line in state.lines if seen.issuperset(line.document_ids)]
+        return [line for line in state.lines if line.answer_id in on_path and seen.issuperset(line.document_ids)]
 
     @property
     def _space(self) -> str:
@@ -252,30 +265,27 @@ class _OvertakenError(Exception):
         self.state = state
 
 
-def paired(messages: Sequence[Message], *, whole: bool) -> tuple[list[Exchange], tuple[datetime, UUID] | None]:
-    """Questions with their answers, and the place of the last message that they take in.
-
-    The last question waits for its answer where `whole` says that nothing follows it yet; None where nothing is ready.
-    """
+def paired(messages: Sequence[Message], questions: Sequence[Message]) -> list[Exchange]:
+    """The exchanges that end with `messages`: each answer with its question, and each question that was left without
+    one when the next was asked. `questions` are those that they follow."""
+    asked = {question.id: question for question in questions}
     found: list[Exchange] = []
-    place: tuple[datetime, UUID] | None = None
-    for number, message in enumerate(messages):
-        if message.role == "assistant":
-            place = message.created_at, message.id
-            continue
-        following = messages[number + 1] if number + 1 < len(messages) else None
-        if following is None and (whole or number > 0):
-            break
-        answer = following if following is not None and following.role == "assistant" else None
-        found.append(_exchange(message, answer))
-        place = message.created_at, message.id
-    return found, place
+    for message in messages:
+        question = asked.get(message.parent_id) if message.parent_id else None
+        first = message.siblings[0] == message.id
+        if question is not None and message.role == "assistant":
+            found.append(_exchange(question, message, again=not first))
+        elif question is not None and first:
+            found.append(_exchange(question, None, again=False))
+    return found
 
 
-def _exchange(question: Message, answer: Message | None) -> Exchange:
+def _exchange(question: Message, answer: Message | None, *, again: bool) -> Exchange:
     said = answer if answer is not None and answer.status is not MessageStatus.FAILED else None
     return Exchange(
         id=question.id,
+        answer_id=question.id if answer is None else answer.id,
+        again=again,
         question=question.content,
         answer=said.content if said else "",
         answered=said is not None and said.answered,

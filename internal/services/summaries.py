@@ -94,6 +94,7 @@ class RuleSummarizer:
             SummaryLine(
                 text=line(exchange),
                 source_id=exchange.id,
+                answer_id=exchange.answer_id,
                 importance=weights[exchange.id],
                 document_ids=exchange.document_ids,
             )
@@ -104,7 +105,7 @@ class RuleSummarizer:
 
 def found(exchange: Exchange) -> Iterator[Finding]:
     """What the user tells of themselves or asks to be remembered, a sentence each, and the exchange as a whole."""
-    for sentence in sentences(exchange.question):
+    for sentence in [] if exchange.again else sentences(exchange.question):
         text = " ".join(sentence.split())
         told = IMPERATIVE.sub("", text)
         if not told or len(told) > MEMORY_LIMIT or (ASKS.search(text) and told == text):
@@ -119,6 +120,7 @@ def found(exchange: Exchange) -> Iterator[Finding]:
             importance=importance if told == text else max(importance, ASKED_FOR),
             subject=subject,
             source_id=exchange.id,
+            answer_id=exchange.answer_id,
             created_at=exchange.created_at,
         )
     yield Finding(
@@ -127,6 +129,7 @@ def found(exchange: Exchange) -> Iterator[Finding]:
         importance=SAID,
         document_ids=exchange.document_ids,
         source_id=exchange.id,
+        answer_id=exchange.answer_id,
         created_at=exchange.created_at,
     )
 

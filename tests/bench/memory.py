@@ -80,7 +80,7 @@ async def bench(servers: Servers, turns: int, recalls: int) -> Ratio:
             words = texts[rng.integers(turns)].split()
             query = f"{' '.join(rng.choice(words, 8))} {number}"  # no vector is remembered
             began = time.perf_counter()
-            found = await memory.recall(ctx, conversation, query, [])
+            found = await memory.recall(ctx, conversation, query, [], None)
             times.append((time.perf_counter() - began) * 1000)
             recalled += len(found.items)
         await library.close()

@@ -20,6 +20,7 @@ KINDS = {
     "collection": "collection_name",
     "collection_id": "collection",
     "collections": "collection",
+    "current_message_id": "message",
     "conversation_id": "conversation",
     "document_id": "document",
     "document_ids": "document",
@@ -32,6 +33,7 @@ KINDS = {
     "memory_id": "memory",
     "message_id": "message",
     "owner_email": "email",
+    "parent_id": "message",
     "refresh_token": "refresh_token",
     "tag": "tag",
     "tags": "tag",
@@ -117,8 +119,8 @@ ALSO_NEEDED = {
 # What differs between two answers to the same question.
 VOLATILE_HEADERS = {"date", "x-request-id"}
 VOLATILE_FIELDS = {
-    "access_token", "api_key", "content_id", "created_at", "id", "key", "password", "prefix", "refresh_token",
-    "took_ms", "updated_at",
+    "access_token", "api_key", "content_id", "created_at", "current_message_id", "id", "key", "parent_id", "password",
+    "prefix", "refresh_token", "siblings", "took_ms", "updated_at",
 }  # fmt: skip
 VOLATILE_OF = {
     ("post", "/api/v1/batches"): {
@@ -137,6 +139,8 @@ VOLATILE_OF = {
 }
 
 
+EMPTY_BODIES = {"/api/v1/conversations/{conversation_id}/messages/{message_id}/regenerate"}
+"""They take a POST's body of which every field may be left out, but not none."""
 FILES = ("file", "archive")
 """Parts of a form that are files."""
 RAW_TYPE = "application/offset+octet-stream"
@@ -269,7 +273,7 @@ def request(client: httpx.Client, position: Position, value: Any, own: Mapping[s
     path = filled(position.path, own)
     query: dict[str, Any] = {}
     headers: dict[str, str] = {name: HARMLESS[name] for name in position.headers}
-    body: dict[str, Any] = {name: ALSO_NEEDED.get(name, HARMLESS.get(name)) for name in position.fields}
+    body: dict[str, Any] = {name: _needed(name, own) for name in position.fields}
     body |= dict(position.fixed)
     if position.place == "path":
         path = filled(position.path.replace(f"{{{position.name}}}", value), own)
@@ -286,8 +290,15 @@ def request(client: httpx.Client, position: Position, value: Any, own: Mapping[s
     if position.raw:
         headers["Content-Type"] = position.raw
         return client.request(position.method, path, params=query, headers=headers, content=b"")
-    has_body = bool(body) or position.method in ("patch", "put")
+    has_body = bool(body) or position.method in ("patch", "put") or position.path in EMPTY_BODIES
     return client.request(position.method, path, params=query, headers=headers, json=body if has_body else None)
+
+
+def _needed(name: str, own: Mapping[str, Any]) -> Any:
+    """What is accepted for a required field that isn't probed: one's own where it is a single id."""
+    if name.endswith("_id"):
+        return own[KINDS[name]]
+    return ALSO_NEEDED.get(name, HARMLESS.get(name))
 
 
 def _listed(value: Any) -> list[Any]:

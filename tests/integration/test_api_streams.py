@@ -168,3 +168,31 @@ async def test_a_reader_who_leaves_ends_the_models_call(
         await asyncio.sleep(0.05)
     assert listed[1]["status"] == "cut"
     assert "Water boils" in listed[1]["content"]
+
+
+async def test_an_answer_made_anew_and_a_question_in_other_words_come_as_a_new_one_does(chatting) -> None:
+    _, _, client = chatting
+    talk = (await client.post("/api/v1/conversations", json={})).json()["id"]
+    path = f"/api/v1/conversations/{talk}/messages"
+    first = (await client.post(path, json={"content": "When does water boil?"})).json()
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    body = {"stream": True}
+    streamed = await client.post(f"{path}/{first['id']}/regenerate", json=body, headers=key)
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert "event: delta" in streamed.text
+    again = await client.post(f"{path}/{first['id']}/regenerate", json=body, headers=key)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.text == streamed.text
+    question, answer = (await client.get(path)).json()["items"]
+    assert answer["siblings"] == [first["id"], answer["id"]]
+    edited = (await client.patch(f"{path}/{question['id']}", json={"content": "When does water freeze?"})).json()
+    asked, shown = (await client.get(path)).json()["items"]
+    assert shown == edited
+    assert asked["siblings"] == [question["id"], asked["id"]]
+    refused = await client.patch(f"{path}/{answer['id']}", json={"content": "x"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "message.not_a_question")
+    made = await client.post(f"/api/v1/conversations/{talk}/branch", json={"message_id": first["id"]})
+    assert made.status_code == 201
+    assert made.json()["title"] == "When does water boil? (branch)"
+    moved = await client.patch(f"/api/v1/conversations/{talk}", json={"current_message_id": first["id"]})
+    assert moved.json()["current_message_id"] == first["id"]

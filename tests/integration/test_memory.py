@@ -8,12 +8,14 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from internal.entities.conversations import ConversationChanges
 from internal.entities.memory import Digest, Exchange, MemoryChanges, SummaryLine
 from internal.entities.search import SearchRequest, SearchResult, Space
 from internal.providers.embeddings import OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
 from internal.services.chat import ChatService
 from internal.services.chunking_sentences import sentences
+from internal.services.conversations import ConversationService
 from internal.services.embedder import Embedder
 from internal.services.memory import MemoryService
 from internal.services.quotes import Quoter
@@ -64,13 +66,19 @@ class Scene:
         embedder = Embedder(self.provider)
         self.memory = MemoryService(ledger.app, embedder, TermAnalyser(), self.summarizer)
         self.digesting = MemoryService(ledger.worker_store, embedder, TermAnalyser(), self.summarizer)
+        self.conversations = ConversationService(ledger.app)
         self.chat = ChatService(ledger.app, Nothing(), self.model, Quoter(embedder, sentences), self.memory)
 
     async def begin(self) -> UUID:
-        return (await self.chat.add(self.ctx)).id
+        return (await self.conversations.add(self.ctx)).id
 
     async def say(self, conversation: UUID, text: str) -> None:
         await self.chat.reply(self.ctx, conversation, text)
+
+    async def recalled(self, conversation: UUID) -> str:
+        """For a question below what is shown."""
+        shown = (await self.conversations.get(self.ctx, conversation)).current_message_id
+        return str(await self.memory.recall(self.ctx, conversation, "What is my badge number?", [], shown))
 
     async def items(self, conversation: UUID) -> list[str]:
         return [item.text for item in (await self.memory.show(self.ctx, conversation)).items]
@@ -180,14 +188,14 @@ async def test_what_a_user_forgets_meanwhile_is_not_brought_back(scene: Scene) -
     summary = (await scene.memory.show(scene.ctx, conversation)).summary
     assert "floor 9" in summary
     assert "4711" not in summary
-    recalled = await scene.memory.recall(scene.ctx, conversation, "What is my badge number?", [])
-    assert "4711" not in str(recalled)
+    recalled = await scene.recalled(conversation)
+    assert "4711" not in recalled
 
 
 async def test_a_conversation_that_is_gone_is_no_failure(scene: Scene) -> None:
     conversation = await scene.begin()
     await scene.say(conversation, "My badge number is 4711.")
-    await scene.chat.remove(scene.ctx, conversation)
+    await scene.conversations.remove(scene.ctx, conversation)
     async with scene.working():
         await eventually(lambda: ended(scene), seconds=20)
     assert await tasks(scene) == ["succeeded"]
@@ -205,7 +213,7 @@ async def test_other_conversations_are_recalled_only_where_the_user_wants_it(sce
         await scene.until(first, "My badge number is 4711.")
 
     async def recalled() -> str:
-        return str((await scene.memory.recall(scene.ctx, second, "What is my badge number?", [])).items)
+        return str((await scene.memory.recall(scene.ctx, second, "What is my badge number?", [], None)).items)
 
     assert "4711" not in await recalled()
     await scene.memory.set_across(scene.ctx, wanted=True)
@@ -215,7 +223,7 @@ async def test_other_conversations_are_recalled_only_where_the_user_wants_it(sce
     with pytest.raises(AppError) as error:
         await scene.memory.show(colleague, first)
     assert error.value.code is Code.CONVERSATION_NOT_FOUND
-    found = await scene.memory.recall(colleague, second, "What is my badge number?", [])
+    found = await scene.memory.recall(colleague, second, "What is my badge number?", [], None)
     assert found.items == ()
     await scene.memory.set_across(scene.ctx, wanted=False)
     assert "4711" not in await recalled()
@@ -228,6 +236,45 @@ async def test_a_correction_is_what_is_recalled(scene: Scene) -> None:
         await scene.until(conversation, "My badge number is 4711.")
     [item] = (await scene.memory.show(scene.ctx, conversation)).items
     await scene.memory.correct(scene.ctx, conversation, item.id, MemoryChanges(text="My badge number is 4712."))
-    recalled = str(await scene.memory.recall(scene.ctx, conversation, "What is my badge number?", []))
+    recalled = await scene.recalled(conversation)
     assert "4712" in recalled
     assert "4711" not in recalled
+
+
+async def test_what_was_said_on_a_branch_that_was_left_is_in_no_summary_until_it_is_shown_again(scene: Scene) -> None:
+    conversation = await scene.begin()
+    async with scene.working():
+        await scene.say(conversation, "My badge number is 4711.")
+        await scene.until(conversation, "My badge number is 4711.")
+        question = (await scene.conversations.messages(scene.ctx, conversation, limit=1, after=None))[0]
+        turn = await scene.chat.begin_edited(scene.ctx, conversation, question.id, "My bag is red.")
+        async for _ in scene.chat.stream(scene.ctx, turn):
+            pass
+        await scene.until(conversation, "My bag is red.", "My badge number is 4711.")
+    assert scene.summarizer.given == ["My badge number is 4711.", "My bag is red."]
+    summary = (await scene.memory.show(scene.ctx, conversation)).summary
+    assert "red" in summary
+    assert "4711" not in summary
+    changes = ConversationChanges(current_message_id=question.id)
+    await scene.conversations.update(scene.ctx, conversation, changes)
+    summary = (await scene.memory.show(scene.ctx, conversation)).summary
+    assert "4711" in summary
+    assert "red" not in summary
+    copy = await scene.conversations.branch(scene.ctx, conversation, question.id)
+    assert (await scene.memory.show(scene.ctx, copy.id)).summary == ""  # its answer isn't copied
+
+
+async def test_an_answer_made_anew_is_digested_and_brings_nothing_back(scene: Scene) -> None:
+    conversation = await scene.begin()
+    async with scene.working():
+        await scene.say(conversation, "My badge number is 4711.")
+        await scene.until(conversation, "My badge number is 4711.")
+        [item] = (await scene.memory.show(scene.ctx, conversation)).items
+        await scene.memory.forget(scene.ctx, conversation, item.id)
+        question = (await scene.conversations.messages(scene.ctx, conversation, limit=1, after=None))[0]
+        turn = await scene.chat.begin_again(scene.ctx, conversation, question.id)
+        async for _ in scene.chat.stream(scene.ctx, turn):
+            pass
+        await scene.say(conversation, "My bag is red.")
+        await scene.until(conversation, "My bag is red.")
+    assert scene.summarizer.given == ["My badge number is 4711."] * 2 + ["My bag is red."]

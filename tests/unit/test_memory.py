@@ -22,6 +22,7 @@ CTX = Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id
 def exchange(question: str, answer: str = "", *filenames: str) -> Exchange:
     return Exchange(
         id=new_id(),
+        answer_id=new_id(),
         question=question,
         answer=answer,
         answered=bool(answer),
@@ -107,35 +108,46 @@ def test_a_line_and_a_turn_name_the_picture_they_are_about() -> None:
     assert turn(shown).endswith("(beach.jpg)")
 
 
-def message(role: str, content: str, number: int, status: MessageStatus = MessageStatus.COMPLETE) -> Message:
+def message(
+    role: str, content: str, parent: Message | None = None, before: Message | None = None, **more: MessageStatus
+) -> Message:
+    """Below `parent`; `before` stands there already."""
     cited = Citation(index=1, chunk_id=new_id(), document_id=new_id(), filename="a.jpg", quote="q", location=Location())
+    own = new_id()
     return Message(
-        id=new_id(),
+        id=own,
         role="user" if role == "user" else "assistant",
         content=content,
-        created_at=NOW + timedelta(seconds=number),
+        created_at=NOW,
+        parent_id=parent.id if parent else None,
+        siblings=[before.id, own] if before else [own],
         citations=[cited] if role == "assistant" else [],
-        status=status,
+        **more,
     )
 
 
-def test_questions_and_answers_are_paired_and_the_last_question_waits() -> None:
-    said = [
-        message("user", "one", 1),
-        message("assistant", "first", 2),
-        message("user", "two", 3),
-        message("user", "three", 4),
-        message("assistant", "broken", 5, MessageStatus.FAILED),
-        message("user", "four", 6),
+def test_each_answer_is_an_exchange_and_a_question_that_was_passed_over_is_one() -> None:
+    one = message("user", "one")
+    first = message("assistant", "first", one)
+    second = message("assistant", "second", one, first)
+    two = message("user", "two", first)
+    three = message("user", "three", two)
+    broken = message("assistant", "broken", three, status=MessageStatus.FAILED)
+    four = message("user", "four", broken)
+    said = [one, first, second, two, three, broken, four]
+    exchanges = paired(said, [one, two, three])
+    assert [(item.question, item.answer, item.filenames, item.again, item.answer_id) for item in exchanges] == [
+        ("one", "first", ("a.jpg",), False, first.id),
+        ("one", "second", ("a.jpg",), True, second.id),
+        ("two", "", (), False, two.id),
+        ("three", "", (), False, broken.id),
     ]
-    exchanges, place = paired(said, whole=True)
-    assert [(item.question, item.answer, item.filenames) for item in exchanges] == [
-        ("one", "first", ("a.jpg",)),
-        ("two", "", ()),
-        ("three", "", ()),
-    ]
-    assert place == (said[4].created_at, said[4].id)
-    assert paired(said[:1], whole=True) == ([], None)
+    assert paired(said[:1], []) == []
+
+
+def test_what_a_question_tells_is_found_once_however_often_it_is_answered() -> None:
+    again = msgspec.structs.replace(exchange("My badge number is 4711.", "Noted."), again=True)
+    assert [finding.kind for finding in found(again)] == [MemoryKind.TURN]
 
 
 def candidate(text: str, vector: list[float], *terms: int, importance: float = 0.5, days: float = 0) -> Candidate:
