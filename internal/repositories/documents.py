@@ -1,5 +1,6 @@
 """SQL of documents. Each statement adds the tenant and the visibility predicate; the policies lie beneath."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -150,6 +151,25 @@ class DocumentRepository:
             document_ids,
         )
         return {row["id"] for row in rows}
+
+    async def named(self, files: Sequence[str], titles: Sequence[str], *, limit: int) -> dict[UUID, str]:
+        """File names, by id, of up to `limit` readable documents, the newest first: one of `files` ends with the name,
+        or one of `titles` stands in it. Case and width of what is compared don't matter; the caller gives both in
+        lower case and NFKC."""
+        rows = await self._conn.fetch(
+            "select d.id, d.filename from documents d"
+            " cross join lateral (select lower(normalize(d.filename, nfkc)) as name) n"
+            " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2) and d.generation_id is not null"
+            " and (exists (select 1 from unnest($3::text[]) f where right(f, length(n.name)) = n.name)"
+            " or exists (select 1 from unnest($4::text[]) t where position(t in n.name) > 0))"
+            " order by d.created_at desc, d.id desc limit $5",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            files,
+            titles,
+            limit,
+        )
+        return {row["id"]: row["filename"] for row in rows}
 
     async def publish(self, content_id: UUID, generation_id: UUID) -> list[UUID]:
         """Points every document of a content at its published generation; the worker's, for all owners.

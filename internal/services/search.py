@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -17,6 +18,7 @@ from internal.services.caching import CacheKind, Level, Passing, TwoLevelCache
 from internal.services.diversity import varied
 from internal.services.embedder import Embedder, Vectors
 from internal.services.terms import TermAnalyser
+from internal.services.understanding import Wanted, better, holding, in_notations, in_tiers, meant, told, understand
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -24,6 +26,11 @@ from pkg.ctxutil import Context
 MOST_HITS = 100
 RERANKED = 50
 """Passages that a configured model puts in order."""
+LOOKED_UP, MOST_LOOKED_UP = 50, 1000
+"""Passages that are looked for by the words in quotation marks, or in the files that the query names; and how many
+where those words are common, but seldom in that order."""
+MOST_NAMED = 50
+"""Documents that a name may fit; what fits more is no name but a word."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SearchResult).decode
@@ -76,7 +83,64 @@ class SearchService:
 
     async def _find(self, ctx: Context, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()
-        terms = self._analyser.query(ctx.tenant_id, request.query) if request.mode is not SearchMode.VECTOR else None
+        wanted = understand(request.query)
+        ranked = await self._ranked(ctx, request, MOST_HITS if wanted else request.k)
+        if wanted:
+            ranked = await self._as_asked(ctx, request, wanted, ranked)
+        hits = ranked.hits
+        if request.diversity and len(hits) > 1:
+            hits = await self._varied(ctx, hits, request)
+        took = (time.perf_counter() - started) * 1000
+        self._log.debug("searched", mode=request.mode.value, hits=len(hits), took_ms=round(took, 1))
+        return SearchResult(
+            items=hits[: request.k], whole=ranked.whole, took_ms=round(took, 3), coverage=ranked.coverage
+        )
+
+    async def _as_asked(self, ctx: Context, request: SearchRequest, wanted: Wanted, ranked: "_Ranked") -> "_Ranked":
+        """The same, those first that hold the words in quotation marks or stand in the files that the query names.
+
+        What isn't among the hits is looked for: by the phrases alone, in the named files, in other notations of a date.
+        """
+        named = await self._named(ctx, request, wanted)
+        further = [await self._holding(ctx, request, phrase) for phrase in wanted.phrases]
+        if named:
+            filters = msgspec.structs.replace(request.filters, document_ids=list(named))
+            further.append(await self._ranked(ctx, msgspec.structs.replace(request, filters=filters), LOOKED_UP))
+        hits, mode = ranked.hits, request.mode
+        if wanted.days:
+            if mode is not SearchMode.VECTOR:
+                for words in in_notations(request.query, wanted):
+                    hits = better(hits, (await self._ranked(ctx, request, MOST_HITS, words=words)).hits)
+            hits = [_raised(hit, mode) if told(wanted, hit.text) else hit for hit in hits]
+            hits.sort(key=lambda hit: -hit.score)
+        arranged = in_tiers(wanted, hits, [one.hits for one in further], named)
+        return _Ranked(arranged, ranked.coverage, ranked.whole and all(one.whole for one in further))
+
+    async def _holding(self, ctx: Context, request: SearchRequest, phrase: str) -> "_Ranked":
+        """Passages that hold a phrase, of many with all its words where few of the first do."""
+        by_words = msgspec.structs.replace(request, mode=SearchMode.KEYWORD)
+        found = await self._ranked(ctx, by_words, LOOKED_UP, words=phrase)
+        held = holding(phrase, found.hits)
+        if len(held) < request.k and len(found.hits) >= LOOKED_UP:
+            found = await self._ranked(ctx, by_words, MOST_LOOKED_UP, words=phrase)
+            held = await asyncio.to_thread(holding, phrase, found.hits)
+        return found._replace(hits=held)
+
+    async def _named(self, ctx: Context, request: SearchRequest, wanted: Wanted) -> frozenset[UUID]:
+        """The documents whose names the query gives, within its filter; none where a name fits too many."""
+        if not (wanted.files or wanted.titles):
+            return frozenset()
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.documents.named(wanted.files, wanted.titles, limit=MOST_NAMED)
+        only = request.filters.document_ids
+        within = {document: name for document, name in known.items() if not only or document in only}
+        return meant(wanted, within) if len(known) < MOST_NAMED else frozenset()
+
+    async def _ranked(self, ctx: Context, request: SearchRequest, most: int, *, words: str | None = None) -> "_Ranked":
+        """At least `most` passages where so many match, by the lanes, by tokens and by the model; `words` are what the
+        lane of words looks for where that isn't the query."""
+        asked = request.query if words is None else words
+        terms = self._analyser.query(ctx.tenant_id, asked) if request.mode is not SearchMode.VECTOR else None
         query = None
         if request.mode is not SearchMode.KEYWORD and request.query.strip():
             query = await self._embedder.embed_search(ctx, request.query)
@@ -87,17 +151,12 @@ class SearchService:
             embedding=query.vector if query else None,
             terms=terms,
             filters=request.filters,
-            k=max(request.k, RERANKED) if request.diversity or (self._reranker and query) else request.k,
+            k=max(most, RERANKED) if request.diversity or (self._reranker and query) else most,
             reranked=0 if tokens is None else late_interaction.RERANKED,
         )
         hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
         ranked = await self._by_model(ctx, self._reranker, request.query, hits) if self._reranker and query else hits
-        whole, hits = ranked is not None, hits if ranked is None else ranked
-        if request.diversity and len(hits) > 1:
-            hits = await self._varied(ctx, hits, request)
-        took = (time.perf_counter() - started) * 1000
-        self._log.debug("searched", mode=request.mode.value, hits=len(hits), took_ms=round(took, 1))
-        return SearchResult(items=hits[: request.k], whole=whole, took_ms=round(took, 3), coverage=found.coverage)
+        return _Ranked(hits if ranked is None else ranked, found.coverage, ranked is not None)
 
     async def _varied(self, ctx: Context, hits: list[SearchHit], request: SearchRequest) -> list[SearchHit]:
         """The passages to show, each for what those before it don't say. A score still says how well it answers."""
@@ -144,6 +203,20 @@ class SearchService:
             msgspec.structs.replace(hit, score=_logistic(score)) for hit, score in zip(found.hits, scores, strict=True)
         ]
         return sorted(hits, key=lambda hit: -hit.score)
+
+
+class _Ranked(NamedTuple):
+    """Passages, best first; the coverage of the query by the best of them; whether every part had its share."""
+
+    hits: list[SearchHit]
+    coverage: float
+    whole: bool
+
+
+def _raised(hit: SearchHit, mode: SearchMode) -> SearchHit:
+    """With a score as if it lay half the way further to certainty; scores of words alone have no such bound."""
+    score = 1.5 * hit.score if mode is SearchMode.KEYWORD else (1 + hit.score) / 2
+    return msgspec.structs.replace(hit, score=score)
 
 
 def _readable(hit: SearchHit) -> SearchHit:

@@ -57,6 +57,7 @@ FIND_NOTHING = {
     "BatchWorkRepository.archives",
     "BatchWorkRepository.remove_ended",
     "ContentRepository.remove",
+    "DocumentRepository.named",
     "GenerationRepository.finish",
     "GenerationRepository.remove",
     "IdempotencyRepository.take",
