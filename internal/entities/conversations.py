@@ -98,10 +98,24 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     answered: bool = True
 
 
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk within a longer passage: its whole text stands at [start, end), where it may overlap with the next.
+
+    `location` and `parts` are the chunk's own.
+    """
+
+    chunk_id: UUID
+    start: int
+    end: int
+    location: Location
+    parts: tuple[Part, ...] = ()
+
+
 class Passage(msgspec.Struct, frozen=True, kw_only=True):
     """A retrieved chunk. `number` counts from 1 and is what a model cites; `score` is the search's own.
 
-    `location` is where it begins, `parts` where its parts stand if they don't all stand there.
+    `location` is where it begins, `parts` where its parts stand if they don't all stand there. Where chunks around it
+    were joined to it, all of them, itself among them, are `pieces`.
     """
 
     number: int
@@ -112,6 +126,13 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     score: float
     location: Location
     parts: tuple[Part, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+
+    def piece(self, start: int, end: int) -> Piece:
+        """The chunk in which text[start:end] stands, or at least begins; the retrieved one if it does."""
+        whole = Piece(chunk_id=self.chunk_id, start=0, end=len(self.text), location=self.location, parts=self.parts)
+        inside = [piece for piece in self.pieces if piece.start <= start < piece.end]
+        return max(inside, key=lambda piece: (end <= piece.end, piece.chunk_id == self.chunk_id), default=whole)
 
 
 class ChatMessage(msgspec.Struct, frozen=True):

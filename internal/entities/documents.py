@@ -140,3 +140,11 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     location: Location
     parts: tuple[Part, ...] = ()
+
+
+class Neighbourhood(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk, and those that stand around it in the same generation, in the order of the text."""
+
+    generation_id: UUID
+    chunk: Chunk
+    around: tuple[Chunk, ...]

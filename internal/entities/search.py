@@ -64,19 +64,24 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One search; `k` counts passages, 1 to 100. `diversity` from 0 to 1 is how much a passage must add to others."""
+    """One search; `k` counts passages, 1 to 100. `diversity` from 0 to 1 is how much a passage must add to others.
+
+    `neighbours` is how many chunks before and after each passage are read with it.
+    """
 
     query: str
     k: int = 10
     diversity: float = 0.0
     mode: SearchMode = SearchMode.HYBRID
     filters: Filters = Filters()
+    neighbours: int = 0
 
 
 class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     """A passage that was found. `score` orders the hits of one answer and means nothing across answers.
 
     `similarity` is the cosine to the query, `keyword` the BM25 score; None where the mode doesn't compute it.
+    `passage` is the text with what stands around it, where that was asked for.
     """
 
     chunk_id: UUID
@@ -88,6 +93,7 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     location: Location
     similarity: float | None = None
     keyword: float | None = None
+    passage: str | None = None
 
 
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from pkg.ctxutil import Context, Role
 MAX_QUERY = 2000
 MAX_HITS = 100
 MAX_NAMED = 1000
+MAX_NEIGHBOURS = 3
 
 Text = Annotated[str, msgspec.Meta(max_length=200)]
 Ids = Annotated[list[UUID], msgspec.Meta(max_length=MAX_NAMED)]
@@ -40,7 +41,8 @@ class FiltersIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to look for; `k` is how many passages at most.
 
-    With `diversity` above 0, passages that say what those before them say come later; at 1 nothing else counts.
+    With `diversity` above 0, passages that say what those before them say come later; at 1 nothing else counts. With
+    `neighbours`, each is told once more as `passage`, with as many before and after it in one text.
     """
 
     query: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUERY)]
@@ -48,9 +50,10 @@ class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: SearchMode = SearchMode.HYBRID
     diversity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     filters: FiltersIn = msgspec.field(default_factory=FiltersIn)
+    neighbours: Annotated[int, msgspec.Meta(ge=0, le=MAX_NEIGHBOURS)] = 0
 
 
-class HitOut(msgspec.Struct, frozen=True):
+class HitOut(msgspec.Struct, frozen=True, omit_defaults=True):
     """A passage that was found. `score` orders this answer and means nothing beyond it."""
 
     chunk_id: UUID
@@ -60,6 +63,7 @@ class HitOut(msgspec.Struct, frozen=True):
     text: str
     score: float
     location: Location
+    passage: str | None = None
 
 
 class SearchOut(msgspec.Struct, frozen=True):
@@ -85,10 +89,19 @@ async def search(
         created_before=utc(wanted.created_before, "filters.created_before"),
         mine=wanted.mine,
     )
-    request = SearchRequest(query=data.query, k=data.k, mode=data.mode, diversity=data.diversity, filters=filters)
+    request = SearchRequest(
+        query=data.query,
+        k=data.k,
+        mode=data.mode,
+        diversity=data.diversity,
+        filters=filters,
+        neighbours=data.neighbours,
+    )
     found = await searches.search(ctx, request)
     return SearchOut([_hit_out(item) for item in found.items], found.took_ms, "hit" if found.cache == "hit" else "miss")
 
 
 def _hit_out(hit: SearchHit) -> HitOut:
-    return HitOut(hit.chunk_id, hit.document_id, hit.filename, hit.source_type, hit.text, hit.score, hit.location)
+    return HitOut(
+        hit.chunk_id, hit.document_id, hit.filename, hit.source_type, hit.text, hit.score, hit.location, hit.passage
+    )

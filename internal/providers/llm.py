@@ -38,6 +38,11 @@ class ChatModel(Protocol):
         """What answers are labelled with."""
         ...
 
+    @property
+    def reads_on(self) -> bool:
+        """Whether it answers better if it is told what stands around a passage, too."""
+        ...
+
     def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         """Raises MODEL_UNAVAILABLE (try later) or MODEL_REFUSED (it won't answer this). Closing it ends the call."""
         ...
@@ -49,6 +54,8 @@ class ChatModel(Protocol):
 
 class OpenAIChat:
     """One chat model of an OpenAI-compatible endpoint. Tries are repeated only until the first token."""
+
+    reads_on = True
 
     def __init__(
         self,

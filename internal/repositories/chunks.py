@@ -1,13 +1,14 @@
 """SQL of chunks: passages with their places, written in bulk under an unpublished generation."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from internal.entities.documents import Chunk
+from internal.entities.documents import Chunk, Neighbourhood
 from internal.entities.parsed import Location, Part
 from internal.repositories.rows import sure
 from pkg.ctxutil import Context
@@ -64,6 +65,26 @@ class ChunkRepository:
             chunk_ids,
         )
         return {row["id"]: _read(row["parts"]) for row in rows}
+
+    async def around(self, chunk_ids: Sequence[UUID], *, steps: int) -> dict[UUID, Neighbourhood]:
+        """Of each chunk up to `steps` before and after it, by its id; one that is gone has none."""
+        rows = await self._conn.fetch(
+            "select h.id as hit, n.generation_id, n.id, n.ordinal, n.hash, n.text_hash, n.text, n.tokens, n.page,"
+            " n.heading, n.start_ms, n.end_ms, n.box, n.parts from chunks h"
+            " join chunks n on n.tenant_id = $1 and n.generation_id = h.generation_id"
+            " and n.ordinal between h.ordinal - $3 and h.ordinal + $3"
+            " where h.tenant_id = $1 and h.id = any($2) order by h.id, n.ordinal",
+            self._ctx.tenant_id,
+            chunk_ids,
+            steps,
+        )
+        found: dict[UUID, Neighbourhood] = {}
+        for hit, group in groupby(rows, key=lambda row: row["hit"]):
+            chunks = {row["id"]: (row["generation_id"], _chunk(row)) for row in group}
+            generation, own = chunks.pop(hit)
+            around = tuple(chunk for _, chunk in chunks.values())
+            found[hit] = Neighbourhood(generation_id=generation, chunk=own, around=around)
+        return found
 
     async def remove(self, generation_id: UUID, *, limit: int) -> int:
         """Removes up to `limit` chunks with their vectors and terms; answers how many, 0 when none is left."""

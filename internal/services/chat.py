@@ -27,7 +27,8 @@ from internal.repositories.store import Store, Tx
 from internal.services.conversations import check_documents, check_text
 from internal.services.drafts import Draft, Turn, until_set
 from internal.services.memory import ask_for_digestion
-from internal.services.prompts import build, standalone
+from internal.services.passages import as_found, readable
+from internal.services.prompts import PASSAGE_TOKENS, build, standalone
 from internal.services.quotes import Quoter
 from pkg import logger
 from pkg.apperr import AppError, Code
@@ -229,22 +230,13 @@ class ChatService:
         )
 
     async def _passages(self, ctx: Context, hits: "list[SearchHit]") -> "list[Passage]":
-        """Hits as a model may cite them, with the places of their parts."""
+        """Hits as the model may cite them, with the places of their parts; with what stands around them if it reads
+        on."""
+        ids = [hit.chunk_id for hit in hits]
         async with self._store.tenant(ctx) as tx:
-            parts = await tx.chunks.parts([hit.chunk_id for hit in hits])
-        return [
-            Passage(
-                number=number,
-                chunk_id=hit.chunk_id,
-                document_id=hit.document_id,
-                filename=hit.filename,
-                text=hit.text,
-                score=hit.score,
-                location=hit.location,
-                parts=parts.get(hit.chunk_id, ()),
-            )
-            for number, hit in enumerate(hits, 1)
-        ]
+            if self._model.reads_on:
+                return readable(hits, await tx.chunks.around(ids, steps=1), tokens=PASSAGE_TOKENS)
+            return as_found(hits, await tx.chunks.parts(ids))
 
     async def _pieces(self, ctx: Context, turn: Turn) -> AsyncGenerator[str | Usage]:
         """The model's answer; where nothing was found or remembered no model is asked."""

@@ -60,6 +60,8 @@ class ExtractiveModel:
     """A chat model that can only quote. It costs nothing and invents nothing."""
 
     name = MODEL
+    reads_on = False
+    """A quote is a sentence, and how sure it is was measured among the sentences of retrieved chunks alone."""
 
     def __init__(self, embedder: Embeds, split: Sentences) -> None:
         self._embedder = embedder

@@ -135,7 +135,8 @@ def _framed(passage: Passage, nonce: str) -> str:
 
 
 def _pages(passage: Passage) -> str:
-    locations = [passage.location, *(part.location for part in passage.parts)]
+    parts = [*passage.parts, *(part for piece in passage.pieces for part in (piece, *piece.parts))]
+    locations = [passage.location, *(part.location for part in parts)]
     pages = [location.page for location in locations if location.page]
     if not pages:
         return ""

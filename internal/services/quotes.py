@@ -46,13 +46,15 @@ class Quoter:
     async def _citation(self, ctx: Context, item: Cited) -> Citation:
         passage = item.passage
         start, end = await self._quote(ctx, passage.text, item.claims)
+        piece = passage.piece(start, end)
+        end = min(end, piece.end)
         return Citation(
             index=item.index,
-            chunk_id=passage.chunk_id,
+            chunk_id=piece.chunk_id,
             document_id=passage.document_id,
             filename=passage.filename,
             quote=passage.text[start:end],
-            location=place(passage.parts, passage.location, start, end),
+            location=place(piece.parts, piece.location, start - piece.start, end - piece.start),
         )
 
     async def _quote(self, ctx: Context, text: str, claims: Sequence[str]) -> tuple[int, int]:

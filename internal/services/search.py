@@ -17,6 +17,7 @@ from internal.services import late_interaction
 from internal.services.caching import CacheKind, Level, Passing, TwoLevelCache
 from internal.services.diversity import varied
 from internal.services.embedder import Embedder, Vectors
+from internal.services.passages import with_neighbours
 from internal.services.terms import TermAnalyser
 from internal.services.understanding import Wanted, better, holding, in_notations, in_tiers, meant, told, understand
 from pkg import logger
@@ -90,11 +91,12 @@ class SearchService:
         hits = ranked.hits
         if request.diversity and len(hits) > 1:
             hits = await self._varied(ctx, hits, request)
+        hits = hits[: request.k]
+        if request.neighbours and hits:
+            hits = await self._read_on(ctx, hits, request.neighbours)
         took = (time.perf_counter() - started) * 1000
         self._log.debug("searched", mode=request.mode.value, hits=len(hits), took_ms=round(took, 1))
-        return SearchResult(
-            items=hits[: request.k], whole=ranked.whole, took_ms=round(took, 3), coverage=ranked.coverage
-        )
+        return SearchResult(items=hits, whole=ranked.whole, took_ms=round(took, 3), coverage=ranked.coverage)
 
     async def _as_asked(self, ctx: Context, request: SearchRequest, wanted: Wanted, ranked: "_Ranked") -> "_Ranked":
         """The same, those first that hold the words in quotation marks or stand in the files that the query names.
@@ -157,6 +159,17 @@ class SearchService:
         hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
         ranked = await self._by_model(ctx, self._reranker, request.query, hits) if self._reranker and query else hits
         return _Ranked(hits if ranked is None else ranked, found.coverage, ranked is not None)
+
+    async def _read_on(self, ctx: Context, hits: list[SearchHit], steps: int) -> list[SearchHit]:
+        """The same with what stands around them; one that was removed just now stands alone."""
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.chunks.around([hit.chunk_id for hit in hits], steps=steps)
+        return [
+            msgspec.structs.replace(
+                hit, passage=with_neighbours(known[hit.chunk_id]) if hit.chunk_id in known else hit.text
+            )
+            for hit in hits
+        ]
 
     async def _varied(self, ctx: Context, hits: list[SearchHit], request: SearchRequest) -> list[SearchHit]:
         """The passages to show, each for what those before it don't say. A score still says how well it answers."""

@@ -45,6 +45,7 @@ class ScriptedModel:
     """Says three words, with a pause that a test may wait in."""
 
     name = "scripted"
+    reads_on = False
 
     def __init__(self, pause: float) -> None:
         self.pause = pause

@@ -116,3 +116,21 @@ async def test_what_was_said_comes_later_where_diversity_is_asked(service: Searc
         request = SearchRequest(query="refunds take", mode=mode, k=2, diversity=0.7)
         assert [hit.text for hit in (await service.search(ctx, request)).items] == [usual[0], usual[2]]
     assert (await service.search(await library.tenant(), SearchRequest(query="refunds", diversity=1.0))).items == []
+
+
+async def test_passages_are_read_with_their_neighbours_where_that_is_asked(
+    service: SearchService, library: Library
+) -> None:
+    ctx = await library.tenant()
+    await library.add(ctx, ["one before", "refunds take thirty days", "one after", "two after"])
+    await library.add(ctx, ["another refund"])
+    usual = (await service.search(ctx, SearchRequest(query="refunds", k=2))).items
+    assert {hit.passage for hit in usual} == {None}
+    read = (await service.search(ctx, SearchRequest(query="refunds", k=2, neighbours=1))).items
+    assert [hit.chunk_id for hit in read] == [hit.chunk_id for hit in usual]
+    assert {hit.text: hit.passage for hit in read} == {
+        "refunds take thirty days": "one before\nrefunds take thirty days\none after",
+        "another refund": "another refund",
+    }
+    nothing = SearchRequest(query="refunds", mode=SearchMode.KEYWORD, neighbours=1)
+    assert (await service.search(await library.tenant(), nothing)).items == []
