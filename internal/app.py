@@ -14,22 +14,18 @@ import uvloop
 
 from internal.checks import health_of_relay, health_of_server
 from internal.entities.search import Space
-from internal.entities.tasks import Queue, TaskPolicy
+from internal.entities.tasks import Queue
 from internal.handlers.routes import Api, create_api, openapi_document
 from internal.handlers.server import Server, inherited
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
-from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
-from internal.providers.llm import ChatModel, OpenAIChat
 from internal.providers.ocr import LocalOcr
-from internal.providers.rerank import RerankEndpoint
 from internal.repositories import migrate as migrations
-from internal.repositories import probe
-from internal.repositories.broadcasts import Listener, Megaphone
+from internal.repositories.broadcasts import Megaphone
 from internal.repositories.cache import open_cache
 from internal.repositories.processings import processings
-from internal.repositories.store import Store, open_store
+from internal.repositories.store import Store
 from internal.repositories.wakeup import NewsLine
 from internal.repositories.workers import open_workers
 from internal.services.access_tokens import AccessTokens
@@ -38,30 +34,23 @@ from internal.services.authentication import Authenticator
 from internal.services.batches import BatchService
 from internal.services.bulk import BulkService
 from internal.services.caching import SharedLevel, TwoLevelCache
-from internal.services.chat import ChatService
-from internal.services.chunking_sentences import sentences
 from internal.services.collections import CollectionService
 from internal.services.conversations import ConversationService
 from internal.services.documents import MEGABYTE, DocumentService
 from internal.services.embedder import Embedder
-from internal.services.events import EventService, ReaderLimits
 from internal.services.expansion import ExpansionService
-from internal.services.extractive import ExtractiveModel
 from internal.services.forecasts import ForecastService
 from internal.services.idempotency import IdempotencyService
 from internal.services.ingest import IngestService
 from internal.services.installation import InstallationService
 from internal.services.members import MemberService
-from internal.services.memory import MemoryService
 from internal.services.passwords import Passwords
 from internal.services.processing import ProcessingService
 from internal.services.purge import PurgeService
-from internal.services.quotes import Quoter
 from internal.services.rate_limits import Limit, RateLimiter
 from internal.services.search import SearchService
 from internal.services.sessions import FAILURES, SessionService
 from internal.services.shadow import ShadowService
-from internal.services.summaries import RuleSummarizer
 from internal.services.sweep import SweepService
 from internal.services.tasks import TaskService
 from internal.services.tenants import TenantService
@@ -70,23 +59,28 @@ from internal.services.trials import TrialService
 from internal.services.uploads import UploadService
 from internal.services.usage import UsageService
 from internal.services.versions import VersionService
+from internal.wiring import (
+    open_chat,
+    open_embedder,
+    open_events,
+    open_memories,
+    open_reranker,
+    open_store_of,
+    reach_database,
+    space_of,
+)
 from internal.worker.jobs import product_jobs
 from internal.worker.queue import TaskQueue
 from internal.worker.relay import Relay
 from internal.worker.runner import Worker
 from internal.worker.watch import Watch
 from pkg import failpoints, logger, telemetry, watchdog
-from pkg.apperr import AppError, SettingsError
-from pkg.config import LOCAL_EMBEDDING_DIM, SCRATCH, Settings, home_of
+from pkg.apperr import SettingsError
+from pkg.config import SCRATCH, Settings, home_of
 from pkg.required import login, missing, require
 from pkg.sealing import Sealer
 from pkg.version import version
 from pkg.workdir import workdir
-
-LOCAL_MODEL, LOCAL_VERSION = "multilingual-e5-small", "2"
-"""Raise it when the built-in model's vectors change: everything is embedded anew."""
-REMOTE_VERSION = "1"
-PROBE_SECONDS = 10.0
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,13 +92,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     api: Api
 
 
-def space_of(settings: Settings) -> Space:
-    """The embedding space that the settings ask for."""
-    if settings.ai.embedding_model:
-        return Space(settings.ai.embedding_model, REMOTE_VERSION, settings.ai.embedding_dim)
-    return Space(LOCAL_MODEL, LOCAL_VERSION, LOCAL_EMBEDDING_DIM)
-
-
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncGenerator[Services]:
     """A server's services, open; all that was opened is closed at the end, the last first.
@@ -114,7 +101,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
     require(settings, "DB__DSN", "REDIS__URL", "BLOBS__URL", "AUTH__PLATFORM_TOKEN", "AUTH__JWT_SECRET")
     async with AsyncExitStack() as stack:
         spool = stack.enter_context(workdir(_scratch(settings), "server"))
-        store = await _open_store(stack, settings, "DB__DSN", settings.db.dsn.get_secret_value())
+        store = await open_store_of(stack, settings, "DB__DSN", settings.db.dsn.get_secret_value())
         cache = open_cache(settings.redis.url.get_secret_value())
         stack.push_async_callback(cache.close)
         workers = open_workers(settings.redis.url.get_secret_value())
@@ -123,7 +110,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         caching = TwoLevelCache(SharedLevel(cache, sealer), memory_bytes=settings.cache.memory_mb * MEGABYTE)
         caching.start()
         stack.push_async_callback(caching.close)
-        embedder = await _open_embedder(stack, settings, store, caching)
+        embedder = await open_embedder(stack, settings, store, caching)
         tokens = AccessTokens(settings.auth.jwt_secret.get_secret_value(), minutes=settings.auth.access_minutes)
         authenticator = Authenticator(store, tokens)
         passwords = Passwords()
@@ -132,11 +119,11 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             embedder,
             TermAnalyser(),
             caching if settings.cache.searches else None,
-            _open_reranker(stack, settings),
+            open_reranker(stack, settings),
         )
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
-        memories = MemoryService(store, embedder, TermAnalyser(), RuleSummarizer())
+        memories = open_memories(stack, settings, store, embedder)
         documents = DocumentService(
             store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb, cache=caching
         )
@@ -174,10 +161,10 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             searches=searches,
             caching=caching,
             conversations=ConversationService(store),
-            chat=_open_chat(stack, settings, store, searches, embedder, memories),
+            chat=open_chat(stack, settings, store, searches, embedder, memories),
             memories=memories,
             usage=UsageService(store),
-            events=_open_events(stack, settings, store, authenticator),
+            events=open_events(stack, settings, store, authenticator),
             installation=InstallationService(store),
             registry=telemetry.registry(),
             max_file_bytes=settings.limits.max_file_mb * MEGABYTE,
@@ -234,7 +221,7 @@ def openapi() -> dict[str, Any]:
 
 
 async def _migrate(name: str, dsn: str, space: Space, max_retries: int) -> None:
-    await _reach_database(name, dsn)
+    await reach_database(name, dsn)
     applied = await migrations.migrate(dsn, space, max_retries=max_retries)
     logger.get("migrate").info("schema is up to date", applied=len(applied), space=space.model, dim=space.dim)
 
@@ -260,14 +247,14 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
     require(settings, "REDIS__URL", "BLOBS__URL", "MODELS__URL")
     async with AsyncExitStack() as stack:
         scratch = stack.enter_context(workdir(_scratch(settings), "worker"))
-        store = await _open_store(stack, settings, *login(settings, "DB__WORKER_DSN"))
+        store = await open_store_of(stack, settings, *login(settings, "DB__WORKER_DSN"))
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         sandbox = Sandbox(settings.limits)
         stack.push_async_callback(sandbox.close)
         ocr = LocalOcr(settings.models.url)
         stack.push_async_callback(ocr.close)
-        embedder = await _open_embedder(stack, settings, store)
+        embedder = await open_embedder(stack, settings, store)
         blobs = open_blobs(settings.blobs)
         megaphone = Megaphone(settings.redis.url.get_secret_value())
         stack.push_async_callback(megaphone.close)
@@ -278,7 +265,7 @@ async def _work(settings: Settings, queues: tuple[Queue, ...]) -> None:
         documents = DocumentService(store, blobs, antivirus, spool=scratch, max_file_mb=settings.limits.max_file_mb)
         expansions = ExpansionService(store, blobs, sandbox, documents, workdir=scratch, limits=settings.limits)
         bulk = BulkService(store)
-        memories = MemoryService(store, embedder, TermAnalyser(), RuleSummarizer())
+        memories = open_memories(stack, settings, store, embedder)
         shadow, processing = ShadowService(store, ingest, embedder), ProcessingService(store, embedder.space)
         jobs = product_jobs(
             ingest_content=ingest.ingest_content,
@@ -304,7 +291,7 @@ async def _relay(settings: Settings) -> None:
     require(settings, "REDIS__URL")
     name, dsn = login(settings, "DB__RELAY_DSN")
     async with AsyncExitStack() as stack:
-        store = await _open_store(stack, settings, name, dsn)
+        store = await open_store_of(stack, settings, name, dsn)
         queue = TaskQueue(settings.redis.url.get_secret_value())
         stack.push_async_callback(queue.close)
         process = Relay(store, NewsLine(dsn), queue, settings)
@@ -317,80 +304,6 @@ async def _relay(settings: Settings) -> None:
 
         _on_stop(stop)
         await asyncio.gather(process.run(), watch.run())
-
-
-async def _open_store(stack: AsyncExitStack, settings: Settings, name: str, dsn: str) -> Store:
-    await _reach_database(name, dsn)
-    store = await open_store(
-        dsn,
-        pool_min=settings.db.pool_min,
-        pool_max=settings.db.pool_max,
-        connect_seconds=settings.db.timeout_seconds,
-        tasks=TaskPolicy(max_retries=settings.tasks.max_retries, queue_depth=settings.limits.queue_depth),
-    )
-    stack.push_async_callback(store.close)
-    return store
-
-
-async def _reach_database(name: str, dsn: str) -> None:
-    """Says in one line what is wrong, and with which setting, where a pool would time out."""
-    try:
-        await probe.postgres(dsn, PROBE_SECONDS)
-    except AppError as error:
-        raise AppError(error.code, f"{name}: {error.detail}") from None
-
-
-async def _open_embedder(
-    stack: AsyncExitStack, settings: Settings, store: Store, cache: TwoLevelCache | None = None
-) -> Embedder:
-    wanted = space_of(settings)
-    space = await store.find_space(wanted)
-    if space is None:
-        raise SettingsError(
-            f"the database has no tables for {wanted.model} with {wanted.dim} dimensions: run `dreamhub migrate`"
-        )
-    if settings.ai.embedding_model:
-        provider = OpenAIEmbeddings(settings.ai, space)
-    else:
-        require(settings, "MODELS__URL")
-        provider = LocalEmbeddings(settings.models.url, space)
-    stack.push_async_callback(provider.close)
-    return Embedder(provider, cache)
-
-
-def _open_reranker(stack: AsyncExitStack, settings: Settings) -> RerankEndpoint | None:
-    if not settings.ai.rerank_url:
-        return None
-    reranker = RerankEndpoint(settings.ai)
-    stack.push_async_callback(reranker.close)
-    return reranker
-
-
-def _open_chat(
-    stack: AsyncExitStack,
-    settings: Settings,
-    store: Store,
-    searches: SearchService,
-    embedder: Embedder,
-    memories: MemoryService,
-) -> ChatService:
-    model: ChatModel
-    if settings.ai.base_url and settings.ai.chat_model:
-        model = OpenAIChat(settings.ai)
-        stack.push_async_callback(model.close)
-    else:
-        model = ExtractiveModel(embedder, sentences)
-    chat = ChatService(store, searches, model, Quoter(embedder, sentences), memories)
-    stack.push_async_callback(chat.close)
-    return chat
-
-
-def _open_events(stack: AsyncExitStack, settings: Settings, store: Store, authenticator: Authenticator) -> EventService:
-    limits = ReaderLimits(per_subject=settings.limits.streams_per_key, per_tenant=settings.limits.streams_per_tenant)
-    events = EventService(store, Listener(settings.redis.url.get_secret_value()), authenticator, limits)
-    events.start()
-    stack.push_async_callback(events.close)
-    return events
 
 
 def _scratch(settings: Settings) -> Path:

@@ -15,7 +15,6 @@ import msgspec
 
 from dreamhub import scanner
 from dreamhub.running import settings_of_running
-from internal.app import space_of
 from internal.entities.watch import Installation
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
@@ -23,9 +22,11 @@ from internal.providers.blobs import open_blobs
 from internal.providers.embeddings import OpenAIEmbeddings
 from internal.providers.local_models import model_client
 from internal.repositories import migrate, probe
+from internal.wiring import space_of
 from pkg import config, failpoints
 from pkg.apperr import AppError, Code, SettingsError
-from pkg.config import LOCAL_EMBEDDING_DIM, Settings
+from pkg.config import Settings
+from pkg.sections import LOCAL_EMBEDDING_DIM
 
 TIMEOUT_SECONDS = 5.0
 SILENT_SECONDS = 60.0

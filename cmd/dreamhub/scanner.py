@@ -16,7 +16,8 @@ from dreamhub.embedded import Program
 from dreamhub.processes import Record, end, with_command
 from internal.providers.antivirus import CONCURRENCY, open_antivirus
 from pkg.apperr import AppError
-from pkg.config import Scan, Settings
+from pkg.config import Settings
+from pkg.sections import Scan
 
 FOLDERS = "/usr/sbin:/usr/local/sbin:/sbin"
 INSTALL = "apt-get install clamav-daemon && freshclam"

@@ -33,7 +33,7 @@ from internal.parsers.wire import (
 )
 from pkg import logger
 from pkg.apperr import AppError, Code
-from pkg.config import Limits as LimitSettings
+from pkg.sections import Limits as LimitSettings
 
 START_SECONDS = 30.0
 GRACE_SECONDS = 5.0  # after which a zygote that doesn't end a child is itself ended

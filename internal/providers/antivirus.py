@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pkg.apperr import AppError, Code
-from pkg.config import Scan
+from pkg.sections import Scan
 
 BLOCK_BYTES = 256 * 1024
 ANSWER_BYTES = 4096

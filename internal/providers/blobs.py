@@ -15,7 +15,7 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 
 from internal.entities.objects import StoredObject
 from pkg.apperr import AppError, Code, SettingsError
-from pkg.config import Blobs
+from pkg.sections import Blobs
 
 READ_BYTES = 256 * 1024
 LOCAL_PART_BYTES = 1024 * 1024

@@ -18,7 +18,7 @@ from internal.entities.conversations import Usage
 from internal.entities.search import Space
 from internal.providers.retries import Retries
 from pkg.apperr import AppError, Code, SettingsError
-from pkg.config import Ai
+from pkg.sections import Ai
 
 Kind = Literal["query", "passage"]
 Lane = Literal["interactive", "ingest"]

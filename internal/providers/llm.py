@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import openai
 from openai import AsyncOpenAI
 
-from internal.entities.conversations import Prompt, Usage
+from internal.entities.conversations import ChatMessage, Prompt, Usage
 from internal.providers.llm_wire import (
     Chunk,
     Thoughts,
@@ -21,9 +21,9 @@ from internal.providers.llm_wire import (
 )
 from internal.providers.retries import Retries
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
 from pkg.ctxutil import Context
 from pkg.resilience import CircuitBreaker
+from pkg.sections import Ai
 
 ATTEMPTS = 4
 CONNECT_SECONDS = 5.0
@@ -49,6 +49,19 @@ class ChatModel(Protocol):
 
     def estimate(self, prompt: Prompt, said: str) -> Usage:
         """What an answer cost of which `said` was received, where the model had no chance to tell."""
+        ...
+
+
+class Writer(Protocol):
+    """Something that answers short orders of the product's own, all at once."""
+
+    @property
+    def name(self) -> str:
+        """What its cost is booked under."""
+        ...
+
+    async def complete(self, ctx: Context, messages: tuple[ChatMessage, ...], *, seconds: float) -> tuple[str, Usage]:
+        """The whole answer and what it took. Raises MODEL_UNAVAILABLE, also after `seconds`, or MODEL_REFUSED."""
         ...
 
 
@@ -114,6 +127,23 @@ class OpenAIChat:
             said.append(rest)
             yield rest
         yield usage or self.estimate(prompt, "".join(said))
+
+    async def complete(self, ctx: Context, messages: tuple[ChatMessage, ...], *, seconds: float) -> tuple[str, Usage]:
+        """The whole answer and what it took. Raises MODEL_UNAVAILABLE, also after `seconds`, or MODEL_REFUSED."""
+        said, usage = list[str](), Usage()
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                aclosing(self.stream(ctx, Prompt(messages=messages, question="", searched="", passages=()))) as pieces,
+            ):
+                async for piece in pieces:
+                    if isinstance(piece, Usage):
+                        usage = piece
+                    else:
+                        said.append(piece)
+        except TimeoutError:
+            raise _broken(f"The chat model took longer than {seconds:g} s.") from None
+        return "".join(said), usage
 
     def estimate(self, prompt: Prompt, said: str) -> Usage:
         """An approximate count, marked as such."""

@@ -10,7 +10,7 @@ from openai import AsyncOpenAI
 
 from internal.providers.retries import Retries
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
+from pkg.sections import Ai
 
 TRIES = 2
 SECONDS = 5.0

@@ -21,8 +21,8 @@ from internal.services.names import printable
 from internal.services.spool import Spooled, room_left, spooled
 from internal.services.tasks import CHUNK, FAILED
 from pkg.apperr import AppError, Code
-from pkg.config import Limits
 from pkg.ctxutil import Context, Role
+from pkg.sections import Limits
 
 FULL_SECONDS = 60.0
 WORK: dict[BatchKind, TaskKind] = {

@@ -22,14 +22,16 @@ from internal.entities.conversations import (
 )
 from internal.entities.memory import Recalled
 from internal.entities.search import Filters, SearchHit, SearchRequest, SearchResult
+from internal.entities.usage import NewUsage, Purpose
 from internal.providers.llm import ChatModel
 from internal.repositories.store import Store, Tx
 from internal.services.conversations import check_documents, check_text
 from internal.services.drafts import Draft, Turn, until_set
 from internal.services.memory import ask_for_digestion
 from internal.services.passages import as_found, readable
-from internal.services.prompts import PASSAGE_TOKENS, build, standalone
+from internal.services.prompts import PASSAGE_TOKENS, build
 from internal.services.quotes import Quoter
+from internal.services.rewriting import Rewriter, RuleRewriter, fused
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -65,13 +67,20 @@ class ChatService:
     """Questions and their answers. Without `memory` nothing is remembered but the last turns."""
 
     def __init__(
-        self, store: Store, search: Searches, model: ChatModel, quoter: Quoter, memory: Recalls | None = None
+        self,
+        store: Store,
+        search: Searches,
+        model: ChatModel,
+        quoter: Quoter,
+        memory: Recalls | None = None,
+        rewriter: Rewriter | None = None,
     ) -> None:
         self._store = store
         self._search = search
         self._model = model
         self._quoter = quoter
         self._memory = memory
+        self._rewriter = rewriter or RuleRewriter()
         self._writing: set[asyncio.Task[Any]] = set()
         self._stopped = asyncio.Event()
         self._log = logger.get("chat")
@@ -214,9 +223,17 @@ class ChatService:
         async with self._store.tenant(ctx) as tx:
             above = await tx.messages.path(known.id, question.parent_id, limit=HISTORY)
             history = await tx.messages.these(known.id, above)
-        searched = standalone(question.content, history)
+        rewritten = await self._rewriter.rewrite(ctx, question.content, history)
+        searched = rewritten.question
+        if rewritten.usage is not None:
+            await self._book(ctx, known.id, rewritten.model, rewritten.usage)
         narrow = Filters(document_ids=document_ids or known.document_ids)
-        result = await self._search.search(ctx, SearchRequest(query=searched, k=PASSAGES, filters=narrow))
+        hits = fused(
+            [
+                (await self._search.search(ctx, SearchRequest(query=query, k=PASSAGES, filters=narrow))).items
+                for query in (searched, *rewritten.queries)
+            ]
+        )
         recalled = Recalled()
         if self._memory:
             recalled = await self._memory.recall(ctx, known.id, searched, history, question.id)
@@ -226,8 +243,13 @@ class ChatService:
             question_id=question.id,
             shown=known.current_message_id if again else question.id,
             again=again,
-            prompt=build(question.content, searched, await self._passages(ctx, result.items), history, recalled),
+            prompt=build(question.content, searched, await self._passages(ctx, hits[:PASSAGES]), history, recalled),
         )
+
+    async def _book(self, ctx: Context, conversation_id: UUID, model: str, usage: Usage) -> None:
+        """Writes down what was spent, whatever becomes of the answer."""
+        async with self._store.tenant(ctx) as tx:
+            await tx.usage.add(NewUsage(purpose=Purpose.CHAT, model=model, source_id=conversation_id, usage=usage))
 
     async def _passages(self, ctx: Context, hits: "list[SearchHit]") -> "list[Passage]":
         """Hits as the model may cite them, with the places of their parts; with what stands around them if it reads

@@ -25,8 +25,8 @@ from internal.services.names import shown
 from internal.services.spool import room_left, spooled_file
 from pkg import failpoints, logger
 from pkg.apperr import PERMANENT, AppError, Code
-from pkg.config import Limits
 from pkg.ctxutil import Context
+from pkg.sections import Limits
 
 REFUSALS = PERMANENT | {Code.FILE_NAME_INVALID, Code.FILE_TOO_LARGE, Code.REQUEST_CONFLICT}
 """What is wrong with one file, and would be at every try."""

@@ -161,7 +161,7 @@ def _remembered(history: Sequence[Message]) -> list[ChatMessage]:
     left = HISTORY_TOKENS
     kept: list[ChatMessage] = []
     for message in reversed(history):
-        text = _said(message)
+        text = said(message)
         left -= estimate_tokens(text)
         if left < 0:
             break
@@ -170,7 +170,7 @@ def _remembered(history: Sequence[Message]) -> list[ChatMessage]:
     return kept[::-1]
 
 
-def _said(message: Message) -> str:
+def said(message: Message) -> str:
     """A turn in its own words: marks of old answers would be mistaken for new ones, and remarks of ours imitated."""
     if message.role == "user":
         return message.content

@@ -24,8 +24,8 @@ from internal.services.spool import room_left, spooled, too_large
 from internal.services.versions import VersionService
 from pkg import failpoints, logger
 from pkg.apperr import PERMANENT, AppError, Code
-from pkg.config import Limits
 from pkg.ctxutil import Context
+from pkg.sections import Limits
 
 KEEP = timedelta(hours=24)
 """After its last byte an unfinished upload is kept for so long, and a finished one's answer too."""

@@ -13,7 +13,6 @@ import uvicorn
 from litestar import Litestar, post
 from litestar.params import JSONBody
 
-from internal.app import space_of
 from internal.entities.search import SearchRequest
 from internal.handlers.search import HitOut, SearchIn, SearchOut
 from internal.providers.embeddings import LocalEmbeddings
@@ -21,6 +20,7 @@ from internal.repositories.store import open_store
 from internal.services.embedder import Embedder
 from internal.services.search import SearchService
 from internal.services.terms import TermAnalyser
+from internal.wiring import space_of
 from pkg import config, logger
 from pkg.ctxutil import Context, Role
 

@@ -11,8 +11,8 @@ import time
 import httpx
 import msgspec
 
-from internal.app import LOCAL_MODEL
 from internal.providers.local_models import model_client
+from internal.wiring import LOCAL_MODEL
 from tests.bench.pdf import make_pdf
 
 QUERIES = (

@@ -11,7 +11,7 @@ import pytest
 
 from internal.providers.antivirus import Antivirus, open_antivirus
 from pkg.apperr import AppError, Code
-from pkg.config import Scan
+from pkg.sections import Scan
 from tests.scanner import SIGNATURE, running_clamd
 
 

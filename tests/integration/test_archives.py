@@ -12,7 +12,7 @@ import pytest
 
 from internal.entities.tasks import Queue
 from internal.providers.antivirus import Clamd
-from pkg.config import Scan
+from pkg.sections import Scan
 from tests.archives import flagged_encrypted, raw_named, tarred, zipped
 from tests.integration.batches import Stage, items_of, send_archive, staged
 from tests.ledger import eventually

@@ -18,7 +18,7 @@ import pytest
 from internal.entities.ids import new_id
 from internal.providers.blobs import BlobStore, open_blobs
 from pkg.apperr import AppError, Code, SettingsError
-from pkg.config import Blobs
+from pkg.sections import Blobs
 from tests.integration.api import served, settings_for
 from tests.integration.test_api_uploads import begin, send
 

@@ -1,9 +1,11 @@
 """Conversations and answers against a real database and a real socket; only the search is a shelf of given texts."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -25,6 +27,7 @@ from internal.entities.conversations import (
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
 from internal.entities.search import SearchHit, SearchRequest, SearchResult
+from internal.entities.usage import Grouping
 from internal.providers.llm import OpenAIChat
 from internal.repositories.store import Store, open_store
 from internal.services.chat import ChatService
@@ -32,9 +35,10 @@ from internal.services.chunking_sentences import sentences
 from internal.services.conversations import ConversationService
 from internal.services.prompts import NOT_FOUND, UNCITED
 from internal.services.quotes import Quoter
+from internal.services.rewriting import ModelRewriter
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
 from pkg.ctxutil import Context, Role
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake, vector_of
 from tests.library import Library
 from tests.seeds import Seeded, seed
@@ -233,6 +237,25 @@ async def test_a_follow_up_is_searched_with_its_question_and_sees_the_history(sc
         ("user", "How long does the warranty for phones last?"),
         ("assistant", "Two years."),
     ]
+
+
+async def test_a_model_puts_a_follow_up_in_words_and_is_paid_for_it(scene: Scene, module_database: Database) -> None:
+    store = await open_store(module_database.app, pool_max=1)
+    rewriter = ModelRewriter(scene.model, "follow-ups")
+    chat = ChatService(store, scene.shelf, scene.model, Quoter(Words(), sentences), None, rewriter)
+    conversation = await scene.conversations.add(scene.ctx)
+    await chat.reply(scene.ctx, conversation.id, "How long does the warranty for phones last?")
+    words = {"question": "Does the warranty for phones cover the screen?", "queries": ["手机保修 屏幕"]}
+    scene.fake.replies += [Reply(text=json.dumps(words)), Reply(text="It covers the battery and the screen [2].")]
+    answer = await chat.reply(scene.ctx, conversation.id, "Does it cover the screen?")
+    assert [request.query for request in scene.shelf.asked[1:]] == [words["question"], *words["queries"]]
+    assert scene.fake.chats[-1].body["messages"][-1]["content"].endswith("Question: Does it cover the screen?")
+    assert answer.citations
+    async with store.tenant(scene.ctx) as tx:
+        always = {"since": datetime(2000, 1, 1, tzinfo=UTC), "until": datetime(2100, 1, 1, tzinfo=UTC)}
+        report = await tx.usage.sums(Grouping.PURPOSE, **always)
+    assert [(item.key, item.requests) for item in report] == [("chat", 3)]
+    await store.close()
 
 
 async def test_a_complete_question_is_searched_alone_however_short(scene: Scene) -> None:

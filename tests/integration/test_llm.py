@@ -11,9 +11,9 @@ from internal.entities.ids import new_id
 from internal.providers.keys import KeyRing
 from internal.providers.llm import OpenAIChat
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
 from pkg.ctxutil import Context, Role
 from pkg.resilience import CircuitBreaker
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 
 PROMPT = Prompt(

@@ -22,8 +22,8 @@ from internal.services.quotes import Quoter
 from internal.services.summaries import RuleSummarizer
 from internal.services.terms import TermAnalyser
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
 from pkg.ctxutil import Context
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 from tests.ledger import Ledger, eventually, open_ledger
 from tests.servers import Database

@@ -14,8 +14,8 @@ from internal.entities.search import Space
 from internal.providers.embeddings import OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
 from pkg.ctxutil import Context, Role
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 
 SPACE = Space("fake-embedding", "1", 32, 1)

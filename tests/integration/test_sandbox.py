@@ -15,7 +15,7 @@ from internal.entities.parsed import PageImage
 from internal.parsers import media_types as media
 from internal.parsers.sandbox import Sandbox
 from pkg.apperr import AppError, Code
-from pkg.config import Limits
+from pkg.sections import Limits
 from tests.fixtures.files import build
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +249,7 @@ import asyncio, sys
 from pathlib import Path
 import psutil
 from internal.parsers.sandbox import Sandbox
-from pkg.config import Limits
+from pkg.sections import Limits
 
 async def main():
     sandbox = Sandbox(Limits())

@@ -11,8 +11,8 @@ from internal.entities.search import Space
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings, batches, estimate_tokens
 from internal.services.embedder import Embedder
 from pkg.apperr import TRANSIENT, AppError, Code, SettingsError
-from pkg.config import Ai
 from pkg.ctxutil import Context, Role
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake, vector_of
 
 CTX = Context(tenant_id=new_id(), user_id=new_id(), role=Role.MEMBER, request_id="r", trace_id="t")

@@ -13,8 +13,8 @@ from internal.services.caching import TwoLevelCache
 from internal.services.embedder import Embedder
 from internal.services.search import RERANKED, SearchService
 from internal.services.terms import TermAnalyser
-from pkg.config import Ai
 from pkg.ctxutil import Context
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 from tests.library import SPACE, Library
 from tests.servers import Database

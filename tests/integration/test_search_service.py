@@ -10,7 +10,7 @@ from internal.services.embedder import Embedder
 from internal.services.search import SearchService
 from internal.services.terms import TermAnalyser
 from pkg.apperr import AppError, Code
-from pkg.config import Ai
+from pkg.sections import Ai
 from tests.fakes.openai_server import FakeOpenAI, Reply, running_fake
 from tests.library import SPACE, Library
 from tests.servers import Database

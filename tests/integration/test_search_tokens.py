@@ -12,8 +12,8 @@ from internal.services.embedder import Embedder
 from internal.services.late_interaction import RERANKED
 from internal.services.search import SearchService
 from internal.services.terms import TermAnalyser
-from pkg.config import Ai
 from pkg.ctxutil import Context
+from pkg.sections import Ai
 from tests.fakes.openai_server import running_fake
 from tests.library import SPACE, Entry, Library, embed, text_hash
 from tests.servers import Database

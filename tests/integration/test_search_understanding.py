@@ -9,8 +9,8 @@ from internal.providers.embeddings import OpenAIEmbeddings
 from internal.services.embedder import Embedder
 from internal.services.search import SearchService
 from internal.services.terms import TermAnalyser
-from pkg.config import Ai
 from pkg.ctxutil import Context
+from pkg.sections import Ai
 from tests.fakes.openai_server import running_fake
 from tests.library import SPACE, Library
 from tests.servers import Database

@@ -52,8 +52,8 @@ NEW_VALUES: dict[str, Any] = {
     "interval": timedelta(days=1),
     "text": "x",
 }
-# Statements that find nothing in the seeds whoever asks: they are about leased, dead, old, or condemned rows, or look for
-# what is given to them.
+# Statements that find nothing in the seeds whoever asks: they are about leased, dead, old, or condemned rows, or look
+# for what is given to them.
 FIND_NOTHING = {
     "BatchWorkRepository.archives",
     "BatchWorkRepository.remove_ended",

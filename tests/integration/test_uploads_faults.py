@@ -21,7 +21,7 @@ from internal.services.pieces import Body
 from internal.services.purge import PurgeService
 from internal.services.uploads import PART_BYTES, UploadService
 from internal.services.versions import VersionService
-from pkg.config import Blobs, Limits
+from pkg.sections import Blobs, Limits
 from tests.integration.api import JWT_SECRET, PLATFORM_TOKEN
 from tests.integration.test_api_uploads import begin, offset_of, send, text
 from tests.ledger import eventually, open_ledger

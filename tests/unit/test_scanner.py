@@ -7,7 +7,8 @@ import pytest
 from dreamhub import scanner
 from dreamhub.scanner import Off, find
 from pkg import config
-from pkg.config import Scan, Settings
+from pkg.config import Settings
+from pkg.sections import Scan
 
 
 @pytest.fixture(autouse=True)
