@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 PR_SET_PDEATHSIG = 1
+STARTING_LOOKS = 5
 POLL_SECONDS = 0.05
 
 
@@ -84,11 +85,16 @@ def in_groups(leaders: Iterable[int], variable: str) -> list[Record]:
 
 
 def _environment(pid: int) -> bytes:
-    """Empty where it isn't ours to read."""
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
+    """Empty where it isn't ours to read. It is empty, too, for a moment while a program takes another's place."""
+    for _ in range(STARTING_LOOKS):
+        try:
+            found = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return b""
+        if found:
+            return found
+        time.sleep(POLL_SECONDS)
+    return b""
 
 
 def end(processes: Iterable[Record], steps: Iterable[tuple[signal.Signals, float]]) -> None:
