@@ -93,7 +93,7 @@ def _environment(pid: int) -> bytes:
             return b""
         if found:
             return found
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS / 10)
     return b""
 
 
