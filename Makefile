@@ -35,8 +35,8 @@ check: dev-environment ## Lint, format, types, import contracts, deployment char
 bench: dev-environment ## Speed, as ratios to limits measured in the same run
 	.venv/bin/python -m tests.bench $(ARGS)
 
-eval: dev-environment ## Retrieval quality, through the API
-	.venv/bin/python -m tests.bench.evaluate $(ARGS)
+eval: dev-environment ## Quality, through the API: DATA=folder SETS="a b"
+	.venv/bin/python -m tests.eval --data "$(DATA)" $(if $(SETS),--sets $(SETS)) $(ARGS)
 
 lock: dev-environment ## Renew both locks from pyproject.toml; UPGRADE=1 takes newer versions
 	$(COMPILE) $(if $(UPGRADE),--upgrade) -o requirements/run.txt

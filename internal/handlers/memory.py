@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from litestar import delete, get, patch, put
 from litestar.di import NamedDependency
-from litestar.params import JSONBody
+from litestar.params import JSONBody, QueryParameter
 
 from internal.entities.memory import MEMORY_LIMIT, Memory, MemoryChanges, MemoryKind
 from internal.handlers.auth import access
@@ -15,6 +15,8 @@ from internal.handlers.paging import Id, read_id
 from internal.services.memory import MemoryService
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
+
+Question = Annotated[str | None, QueryParameter(min_length=1, max_length=MEMORY_LIMIT)]
 
 
 class MemoryOut(msgspec.Struct, frozen=True):
@@ -50,10 +52,21 @@ class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @get("/api/v1/conversations/{conversation_id:str}/memory", opt=access(Role.VIEWER))
 async def get_memory(
-    ctx: NamedDependency[Context], memories: NamedDependency[MemoryService], conversation_id: Id
+    ctx: NamedDependency[Context],
+    memories: NamedDependency[MemoryService],
+    conversation_id: Id,
+    question: Question = None,
 ) -> RememberedOut:
-    """What is remembered of a conversation. It follows an answer after some seconds."""
-    found = await memories.show(ctx, _conversation(conversation_id))
+    """What is remembered of a conversation. It follows an answer after some seconds.
+
+    With `question`, what would be recalled for it, the most fitting first: what was said (`turn`) among it, and
+    what is remembered of other conversations where that is wanted.
+    """
+    conversation = _conversation(conversation_id)
+    if question is not None:
+        recalled = await memories.recall_shown(ctx, conversation, question)
+        return RememberedOut(recalled.summary, [_out(item) for item in recalled.items])
+    found = await memories.show(ctx, conversation)
     return RememberedOut(found.summary, [_out(item) for item in found.items])
 
 

@@ -2,7 +2,7 @@
 
 A passage answers a query when each of the query's tokens finds one like it there (Khattab and Zaharia, ColBERT, 2020).
 The states that the pooled vector is the mean of carry that across languages, where words can't: with them zh → en of
-xquad rises from .85 to .92 nDCG@10 (tests/bench/evaluate.py), within one language they add nothing.
+xquad rises from .85 to .92 nDCG@10 (tests/eval), within one language they add nothing.
 
 A token of a passage is stored as the signs of its centred state after a random rotation, 48 bytes; the query's tokens
 stay numbers (asymmetric, as in RaBitQ, Gao and Long, 2024). Both lose .00 to .02 against float32. Rare pieces count

@@ -148,6 +148,15 @@ class MemoryService:
         older = [line for line in lines if line.source_id not in ids]
         return Recalled(summary=_joined(older), items=items)
 
+    async def recall_shown(self, ctx: Context, conversation_id: UUID, question: str) -> Recalled:
+        """The same for a question below what is shown, of which a model would be told nothing else.
+
+        Raises CONVERSATION_NOT_FOUND too.
+        """
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.conversations.get(conversation_id)
+        return await self.recall(ctx, conversation_id, question, (), known.current_message_id)
+
     async def digest_conversation(self, ctx: Context, lease: Lease) -> dict[str, Any]:
         """The job `digest_conversation`: takes what was said since the last time, a page at a time.
 

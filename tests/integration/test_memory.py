@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from internal.entities.conversations import ConversationChanges
+from internal.entities.ids import new_id
 from internal.entities.memory import Digest, Exchange, MemoryChanges, SummaryLine
 from internal.entities.search import SearchRequest, SearchResult, Space
 from internal.providers.embeddings import OpenAIEmbeddings
@@ -278,3 +279,18 @@ async def test_an_answer_made_anew_is_digested_and_brings_nothing_back(scene: Sc
         await scene.say(conversation, "My bag is red.")
         await scene.until(conversation, "My bag is red.")
     assert scene.summarizer.given == ["My badge number is 4711."] * 2 + ["My bag is red."]
+
+
+async def test_what_would_be_recalled_is_shown_to_its_user_alone(scene: Scene) -> None:
+    conversation = await scene.begin()
+    async with scene.working():
+        for text in ("My badge number is 4711.", "The canteen opens at noon, doesn't it?"):
+            await scene.say(conversation, text)
+        await scene.until(conversation, "My badge number is 4711.")
+    found = await scene.memory.recall_shown(scene.ctx, conversation, "What is my badge number?")
+    assert found.items[0].text.startswith("My badge number is 4711.")
+    assert "canteen" in found.summary
+    for stranger in (await scene.ledger.tenant(), msgspec.structs.replace(scene.ctx, user_id=new_id())):
+        with pytest.raises(AppError) as caught:
+            await scene.memory.recall_shown(stranger, conversation, "What is my badge number?")
+        assert caught.value.code is Code.CONVERSATION_NOT_FOUND

@@ -1,6 +1,6 @@
 """Uploads every file of a folder and tells how each ended: searchable, or with a named error; nothing else is right.
 
-`python -m tests.bench.corpus FOLDER… [--home DIR]`. Files are only read and sent, never opened or unpacked.
+`python -m tests.eval.files FOLDER… [--home DIR]`. Files are only read and sent, never opened or unpacked.
 """
 
 import argparse

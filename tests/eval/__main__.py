@@ -1,0 +1,81 @@
+"""Quality, through the product's own API: `make eval DATA=../data`.
+
+Each set becomes tenants of its own. A folder of the right form under DATA is a set: see docs/evaluation.md.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from tests.bench.installation import Installation, borrowed
+from tests.eval import answers, files, memory, reading, retrieval
+from tests.eval.judge import Judge, judge_of
+from tests.eval.table import Score, keep, lines, read
+
+KEPT = Path(".dreamhub-eval/last.json")
+Evaluate = Callable[[Installation, Judge, Path], Awaitable[list[Score]]]
+OTHERS: dict[str, tuple[str, Evaluate]] = {
+    "financebench": ("answers/financebench_public.jsonl", answers.financebench),
+    "mtrag": ("answers/mtrag_public.jsonl", answers.mtrag),
+    "rgb": ("answers/rgb_en_fact.jsonl", answers.rgb),
+    "locomo": ("memory/locomo_public.json", memory.locomo),
+    "ocr": ("photos/ocr/truth.json", reading.ocr),
+    "receipts": ("photos/receipts/receipts.json", reading.receipts),
+    "docling": ("documents/docling", reading.documents),
+}
+FOLDERS = ("documents", "photos", "hostile")
+
+
+def known(data: Path) -> dict[str, Evaluate]:
+    """The sets that the folder holds, by name."""
+
+    def of(name: str) -> Evaluate:
+        return lambda installation, judge, data: retrieval.evaluate(installation, judge, data, name)
+
+    found = {name: of(name) for name in retrieval.sets(data)}
+    return found | {name: evaluate for name, (place, evaluate) in OTHERS.items() if (data / place).exists()}
+
+
+async def evaluate(installation: Installation, data: Path, chosen: dict[str, Evaluate], kept: Path) -> list[Score]:
+    """Each set after the other; one that breaks off is told in the table and ends no other. What is there is kept."""
+    judge, before = judge_of(data), read(kept)
+    scores: list[Score] = []
+    for name, run in chosen.items():
+        began = time.perf_counter()
+        try:
+            found = await run(installation, judge, data)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other sets have nothing to do with it
+            found = [Score(set=name, metric="-", failed=f"{type(error).__name__}: {error}")]
+        scores += found
+        print(f"{name}: {time.perf_counter() - began:.0f} s", *lines(found, before)[1:], sep="\n", flush=True)
+        keep(kept, scores, before)
+    print("", *lines(scores, before), sep="\n", flush=True)
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--home", type=Path, help="of a running `dreamhub up`; else one is started")
+    parser.add_argument("--sets", nargs="*", help="by name; all without it")
+    parser.add_argument("--folders", nargs="*", default=[], help=f"of files that must end well: {' '.join(FOLDERS)}")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="where the last run's figures are")
+    flags = parser.parse_args()
+    sets = known(flags.data)
+    if unknown := set(flags.sets or ()) - set(sets):
+        parser.error(f"there is no set {', '.join(sorted(unknown))}; there are {', '.join(sets)}")
+    chosen = {name: run for name, run in sets.items() if flags.sets is None or name in flags.sets}
+    right = True
+    with borrowed(flags.home) as installation:
+        scores = asyncio.run(evaluate(installation, flags.data, chosen, flags.kept))
+        right &= not any(score.failed for score in scores)
+        for folder in flags.folders:
+            right &= asyncio.run(files.evaluate(installation, flags.data / folder))
+    sys.exit(0 if right else 1)
+
+
+if __name__ == "__main__":
+    main()
