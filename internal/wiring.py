@@ -102,7 +102,7 @@ def open_chat(
 ) -> ChatService:
     """Chat with the model that the settings name, or with the one that only quotes."""
     named = _open_model(stack, settings)
-    model = named or ExtractiveModel(embedder, sentences)
+    model = named or ExtractiveModel(embedder, sentences, searches)
     rewriter = ModelRewriter(named, settings.ai.rewrite) if named and settings.ai.rewrite != "off" else RuleRewriter()
     chat = ChatService(store, searches, model, Quoter(embedder, sentences), memories, rewriter)
     stack.push_async_callback(chat.close)

@@ -155,7 +155,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """What a chat model gets: the framed messages, and what they were made of.
 
     `question` is the user's own; `searched` is what the passages were found with: the same, or the question before it
-    and this one where this one can't be understood alone. `remembered` is what was recalled of earlier turns.
+    and this one where this one can't be understood alone. `remembered` is what was recalled of earlier turns. These
+    `passages` are the best of `extent`, 0 where nobody counted.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -163,6 +164,12 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     searched: str
     passages: tuple[Passage, ...]
     remembered: tuple[Recollection, ...] = ()
+    extent: int = 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether turns before the question are told."""
+        return len(self.messages) > 2
 
     @property
     def grounded(self) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 
 from internal.entities.documents import Document, DocumentFilter, DocumentStatus, NewDocument, Visibility
 from internal.entities.ids import new_id
+from internal.repositories.rows import sure
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
@@ -170,6 +171,24 @@ class DocumentRepository:
             limit,
         )
         return {row["id"]: row["filename"] for row in rows}
+
+    async def extent(self, document_ids: Sequence[UUID]) -> int:
+        """How many passages a search of these documents, or of all, looks among; about, for a reader of few of many."""
+        if not document_ids:
+            found = await self._conn.fetchval(
+                "select s.chunks from tenant_statistics s where s.tenant_id = $1", self._ctx.tenant_id
+            )
+            return found or 0
+        return sure(
+            await self._conn.fetchval(
+                "select coalesce(sum(g.chunk_count), 0)::int from documents d"
+                " join generations g on g.tenant_id = d.tenant_id and g.id = d.generation_id"
+                " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2) and d.id = any($3)",
+                self._ctx.tenant_id,
+                self._ctx.user_id,
+                document_ids,
+            )
+        )
 
     async def publish(self, content_id: UUID, generation_id: UUID) -> list[UUID]:
         """Points every document of a content at its published generation; the worker's, for all owners.

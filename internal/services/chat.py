@@ -243,7 +243,14 @@ class ChatService:
             question_id=question.id,
             shown=known.current_message_id if again else question.id,
             again=again,
-            prompt=build(question.content, searched, await self._passages(ctx, hits[:PASSAGES]), history, recalled),
+            prompt=build(
+                question.content,
+                searched,
+                await self._passages(ctx, hits[:PASSAGES]),
+                history,
+                recalled,
+                await self._extent(ctx, narrow),
+            ),
         )
 
     async def _book(self, ctx: Context, conversation_id: UUID, model: str, usage: Usage) -> None:
@@ -259,6 +266,13 @@ class ChatService:
             if self._model.reads_on:
                 return readable(hits, await tx.chunks.around(ids, steps=1), tokens=PASSAGE_TOKENS)
             return as_found(hits, await tx.chunks.parts(ids))
+
+    async def _extent(self, ctx: Context, narrow: Filters) -> int:
+        """How many passages were searched, for a model that only quotes: the more, the less does the best one tell."""
+        if self._model.reads_on:
+            return 0
+        async with self._store.tenant(ctx) as tx:
+            return await tx.documents.extent(narrow.document_ids)
 
     async def _pieces(self, ctx: Context, turn: Turn) -> AsyncGenerator[str | Usage]:
         """The model's answer; where nothing was found or remembered no model is asked."""

@@ -35,6 +35,7 @@ MOST_SENTENCES = 4
 MOST_CHARACTERS = 900
 NEAR_BEST = 0.8  # a further sentence is worth reading when it scores at least this share of the best one's
 APT = 0.33  # centred cosine from which a sentence has to do with a question that is only part of one
+MET = 0.385  # likeness of tokens from which a passage answers what is said in a conversation
 ALIKE = 0.94  # cosine above which two sentences say the same
 COVERAGE_WEIGHT = 0.3
 RANK_WEIGHT = 0.03
@@ -56,6 +57,14 @@ class Embeds(Protocol):
         ...
 
 
+class Likens(Protocol):
+    """What the extractive mode needs of the search."""
+
+    async def likeness(self, ctx: Context, query: str, chunk_ids: Sequence[UUID]) -> dict[UUID, float]:
+        """How far the query's tokens are met by those of passages, from -1 to 1; of those that have some."""
+        ...
+
+
 class ExtractiveModel:
     """A chat model that can only quote. It costs nothing and invents nothing."""
 
@@ -63,9 +72,11 @@ class ExtractiveModel:
     reads_on = False
     """A quote is a sentence, and how sure it is was measured among the sentences of retrieved chunks alone."""
 
-    def __init__(self, embedder: Embeds, split: Sentences) -> None:
+    def __init__(self, embedder: Embeds, split: Sentences, search: Likens | None = None) -> None:
+        """Without `search` an answer in the middle of a conversation is judged as one to its first question."""
         self._embedder = embedder
         self._split = split
+        self._search = search
         self._analyser = TermAnalyser()
         self._neutral: dict[str, Vectors] = {}
 
@@ -74,7 +85,7 @@ class ExtractiveModel:
         they ask of themselves; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
         tongue = language(prompt.question)
         told = await self._told(ctx, prompt) if OF_ONESELF.search(prompt.question) else []
-        chosen = [] if told else await self._answers(ctx, prompt) or await self._answers_to_both(ctx, prompt)
+        chosen = [] if told else await self._chosen(ctx, prompt)
         if told:
             yield f"{TOLD[tongue]}\n\n" + "\n".join(told)
         elif chosen:
@@ -102,14 +113,41 @@ class ExtractiveModel:
             )
             for number, item in enumerate((item for item in prompt.remembered if item.told), 1)
         ]
-        return [_shown(item.text) for item in await self._choose(ctx, prompt.question, found)]
+        measured = await self._weighed(ctx, prompt.question, found)
+        return [_shown(item.text) for item in measured.chosen(found)] if measured and measured.plausible else []
 
-    async def _answers(self, ctx: Context, prompt: Prompt) -> list[Candidate]:
-        """What answers the question as it stands."""
+    async def _chosen(self, ctx: Context, prompt: Prompt) -> list[Candidate]:
+        """The sentences to quote; none when the evidence is too thin."""
+        alike = await self._likeness(ctx, prompt)
+        if alike is not None and alike < MET:
+            return []
+        return await self._answers(ctx, prompt, sure=alike is not None) or await self._answers_to_both(
+            ctx, prompt, sure=alike is not None
+        )
+
+    async def _likeness(self, ctx: Context, prompt: Prompt) -> float | None:
+        """Of a question in a conversation to the best passage; None where sentences tell more, or tokens nothing.
+
+        What is said in a conversation is seldom a question in words of its own. There tokens part best what is answered
+        from what isn't: on mtrag .90 of the latter are refused so, and .10 of the former.
+        """
+        if self._search is None or not prompt.follows or not prompt.passages:
+            return None
+        first = prompt.passages[0]
+        if language(prompt.searched) != language(first.text):
+            return None
+        return (await self._search.likeness(ctx, prompt.searched, [first.chunk_id])).get(first.chunk_id)
+
+    async def _answers(self, ctx: Context, prompt: Prompt, *, sure: bool) -> list[Candidate]:
+        """What answers the question as it stands. `sure`: something does."""
+        if sure and prompt.searched != prompt.question:
+            return []
         question = subject(prompt.question)
-        return await self._choose(ctx, question, candidates(self._analyser, self._split, question, prompt.passages))
+        found = candidates(self._analyser, self._split, question, prompt.passages)
+        measured = await self._weighed(ctx, question, found, prompt.extent)
+        return measured.chosen(found) if measured and (sure or measured.confident) else []
 
-    async def _answers_to_both(self, ctx: Context, prompt: Prompt) -> list[Candidate]:
+    async def _answers_to_both(self, ctx: Context, prompt: Prompt, *, sure: bool) -> list[Candidate]:
         """What answers a question that is understood only with the one before it; nothing for others.
 
         The earlier question must not be answered once more: only sentences count that have to do with this one, by a
@@ -127,15 +165,16 @@ class ExtractiveModel:
             for item, cosine in zip(found, relevance, strict=True)
             if cosine >= APT or wanted & content_terms(self._analyser, item.text)
         ]
-        return await self._choose(ctx, prompt.searched, apt)
+        measured = await self._weighed(ctx, prompt.searched, apt)
+        return measured.chosen(apt) if measured and (sure or measured.plausible) else []
 
-    async def _choose(self, ctx: Context, question: str, found: list[Candidate]) -> list[Candidate]:
-        """The sentences to quote, in the order to read them; none when the evidence is too thin."""
+    async def _weighed(self, ctx: Context, question: str, found: list[Candidate], extent: int = 0) -> "_Weighed | None":
+        """What speaks for the sentences, of passages that are the best of `extent`; None where there is none."""
         if not found:
-            return []
+            return None
         measured = await self._measure(ctx, question, found)
         evidence = weigh(self._analyser, question, found, measured.relevance, measured.background)
-        return select(found, measured.vectors, measured.relevance) if evidence.confidence() > 0 else []
+        return _Weighed(measured, evidence.confidence(extent) > 0, evidence.plausibility() > 0)
 
     async def _measure(self, ctx: Context, question: str, found: list[Candidate]) -> "_Measured":
         """How near the sentences, at least one, are to the question."""
@@ -165,6 +204,18 @@ class _Measured(msgspec.Struct, frozen=True):
     vectors: Vectors
     relevance: Vectors
     background: Vectors
+
+
+class _Weighed(msgspec.Struct, frozen=True):
+    """Sentences that were measured, and whether they answer a question that stands alone, or one that needn't."""
+
+    measured: _Measured
+    confident: bool
+    plausible: bool
+
+    def chosen(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """The sentences to quote, in the order to read them."""
+        return select(found, self.measured.vectors, self.measured.relevance)
 
 
 def select(found: Sequence[Candidate], vectors: Vectors, relevance: Vectors) -> list[Candidate]:

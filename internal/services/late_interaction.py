@@ -3,6 +3,7 @@
 The model process makes the codes (internal/models/token_codes.py); here they are only compared.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,15 @@ def scores(query: Floats, passages: Sequence[bytes]) -> Floats:
     starts = np.cumsum([0, *(len(passage) // width for passage in passages[:-1])])
     found: Floats = (np.maximum.reduceat(products, starts, axis=0) - offset).sum(axis=1)
     return found
+
+
+def likeness(query: Floats, passage: bytes) -> float:
+    """How far a query's tokens, (tokens, dim), are met by those of one passage: the mean of each token's best cosine,
+    weighted as the tokens are; from -1 to 1."""
+    weights = np.linalg.norm(query, axis=1)
+    whole = float(weights.sum())
+    # A sign is 1 / sqrt(dim) of a unit vector, so a product of query and signs is sqrt(dim) times the weighted cosine.
+    return float(scores(query, [passage])[0]) / (math.sqrt(query.shape[1]) * whole) if whole and passage else 0.0
 
 
 def rerank(hits: Sequence[SearchHit], tokens: Sequence[float | None], share: float) -> list[float]:

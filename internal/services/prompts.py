@@ -92,6 +92,7 @@ def build(
     passages: Sequence[Passage],
     history: Sequence[Message],
     recalled: Recalled | None = None,
+    extent: int = 0,
 ) -> Prompt:
     """The whole prompt. A nonce that nobody could know when a document was written marks where data begins and ends."""
     nonce = secrets.token_hex(8)
@@ -109,6 +110,7 @@ def build(
         searched=searched,
         passages=fitting,
         remembered=remembered,
+        extent=extent,
     )
 
 

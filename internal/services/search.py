@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -81,6 +82,20 @@ class SearchService:
         took = round((time.perf_counter() - started) * 1000, 3)
         state = "miss" if kept.level is Level.MISS else "hit"
         return msgspec.structs.replace(_decode(kept.data), took_ms=took, cache=state)
+
+    async def likeness(self, ctx: Context, query: str, chunk_ids: Sequence[UUID]) -> dict[UUID, float]:
+        """How far the query's tokens are met by those of passages, from -1 to 1; of those that have some.
+
+        Raises MODEL_UNAVAILABLE.
+        """
+        if not self._embedder.coded:
+            return {}
+        asked = await self._embedder.embed_search(ctx, query)
+        if asked.tokens is None:
+            return {}
+        async with self._store.tenant(ctx) as tx:
+            codes = await tx.token_codes.of_chunks(list(chunk_ids))
+        return {chunk: late_interaction.likeness(asked.tokens, code) for chunk, code in codes.items()}
 
     async def _find(self, ctx: Context, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()

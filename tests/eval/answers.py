@@ -30,9 +30,8 @@ async def financebench(installation: Installation, judge: Judge, data: Path) -> 
 
     A passage that goes on to the next page counts for the one on which it begins.
     """
-    asked = [
-        row for row in rows(data / "answers" / "financebench_public.jsonl") if (data / row.get("pdf", "-")).is_file()
-    ]
+    asked = rows(data / "answers" / "financebench_public.jsonl")
+    asked = [row for row in asked if row.get("pdf") and (data / row["pdf"]).is_file()]
     paths = {row["document"]: data / row["pdf"] for row in asked}
     hits, plain = 0, 0
     async with new_tenant(installation, "financebench") as tenant:
@@ -118,38 +117,67 @@ async def _talks(tenant: Tenant, talks: Sequence[Mapping[str, Any]]) -> list[dic
 
 
 async def rgb(installation: Installation, judge: Judge, data: Path) -> list[Score]:
-    """Questions in Chinese, once over all passages, once over those alone that answer none of them; and in English over
-    passages each of which is on its question's subject."""
-    name = "rgb_zh_refine_public"
-    texts, queries, qrels = judge.load_set(name, str(data))
-    gold = {item for grades in qrels.values() for item, grade in grades.items() if grade > 0}
-    without = {item: text for item, text in texts.items() if item not in gold}
-    asked = [text for query, text in queries.items() if query in qrels]
-    scores = await _refusals(installation, "rgb_zh", (texts, asked), (without, asked))
-    english = rows(data / "answers" / "rgb_en_fact.jsonl")
-    right = {f"{row['id']}-{place}": text for row in english for place, text in enumerate(row["positive"])}
-    wrong = {f"{row['id']}-{place}": text for row in english for place, text in enumerate(row["negative"])}
-    questions = [row["question"] for row in english]
-    return scores + await _refusals(installation, "rgb_en_fact", (right | wrong, questions), (wrong, questions))
-
-
-Material = tuple[Mapping[str, str], Sequence[str]]
-
-
-async def _refusals(installation: Installation, name: str, known: Material, unknown: Material) -> list[Score]:
-    """How often questions are refused where documents answer them, and where none does."""
-    shares: list[float] = []
-    for kind, (texts, questions) in (("with", known), ("without", unknown)):
-        async with new_tenant(installation, f"{name}-{kind}") as tenant:
-            await tenant.load({item: (f"{item}.txt", text.encode()) for item, text in texts.items() if text.strip()})
-            talks = [{"dialogue": [{"speaker": "user", "text": question}]} for question in questions]
-            answers = await _talks(tenant, talks)
-            shares.append(sum(not answer["answered"] for answer in answers) / len(answers))
-    given: dict[str, Any] = {"set": name, "count": len(known[1])}
-    return [
-        Score(metric="refused, unanswerable", value=shares[1], goal=REFUSED_GOAL, **given),
-        Score(metric="refused, answerable", value=shares[0], goal=WRONGLY_REFUSED_GOAL, at_most=True, **given),
+    """Questions in Chinese and in English, each asked where its passages are and where only those of others are: the
+    set's questions are divided between two tenants. And, without a goal, among passages on the very subject that don't
+    hold the answer, which takes a reader."""
+    texts, queries, qrels = judge.load_set("rgb_zh_refine_public", str(data))
+    gold = {query: {item for item, grade in grades.items() if grade > 0} for query, grades in qrels.items()}
+    chinese = {queries[query]: {item: texts[item] for item in items} for query, items in gold.items()}
+    rows_en = rows(data / "answers" / "rgb_en_fact.jsonl")
+    english = {
+        row["question"]: {f"{row['id']}-{place}": text for place, text in enumerate(row["positive"] + row["negative"])}
+        for row in rows_en
+    }
+    scores = [
+        *await _divided(installation, "rgb_zh", chinese),
+        *await _divided(installation, "rgb_en", english),
     ]
+    wrong = {f"{row['id']}-{place}": text for row in rows_en for place, text in enumerate(row["negative"])}
+    found = set[str]().union(*gold.values())
+    without = {item: text for item, text in texts.items() if item not in found}
+    for name, passages, questions in (("rgb_zh", without, chinese), ("rgb_en", wrong, english)):
+        async with new_tenant(installation, f"{name}-near") as tenant:
+            await tenant.load(_files(passages))
+            share = await _refused(tenant, list(questions))
+        scores.append(Score(set=name, metric="refused, same subject", value=share, count=len(questions)))
+    return scores
+
+
+async def _divided(installation: Installation, name: str, questions: Mapping[str, Mapping[str, str]]) -> list[Score]:
+    """How often questions, given with their passages, are refused among their own and among those of others.
+
+    Questions that share a passage are in one half.
+    """
+    halves: list[dict[str, Mapping[str, str]]] = [{}, {}]
+    place: dict[str, int] = {}
+    for question, passages in questions.items():
+        half = next((place[item] for item in passages if item in place), len(halves[0]) > len(halves[1]))
+        place |= {item: int(half) for item in passages if item not in place}
+        halves[int(half)][question] = passages
+    own, other = list[float](), list[float]()
+    for half in (0, 1):
+        async with new_tenant(installation, f"{name}-{half}") as tenant:
+            mine = {item: text for passages in questions.values() for item, text in passages.items()}
+            await tenant.load(_files({item: text for item, text in mine.items() if place[item] == half}))
+            own.append(await _refused(tenant, list(halves[half])) * len(halves[half]))
+            other.append(await _refused(tenant, list(halves[1 - half])) * len(halves[1 - half]))
+    given: dict[str, Any] = {"set": name, "count": len(questions)}
+    refused, wrongly = sum(other) / len(questions), sum(own) / len(questions)
+    return [
+        Score(metric="refused, unanswerable", value=refused, goal=REFUSED_GOAL, **given),
+        Score(metric="refused, answerable", value=wrongly, goal=WRONGLY_REFUSED_GOAL, at_most=True, **given),
+    ]
+
+
+async def _refused(tenant: Tenant, questions: Sequence[str]) -> float:
+    """The share of questions, each the first of its conversation, that are refused."""
+    talks = [{"dialogue": [{"speaker": "user", "text": question}]} for question in questions]
+    answers = await _talks(tenant, talks)
+    return sum(not answer["answered"] for answer in answers) / len(answers)
+
+
+def _files(texts: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
+    return {item: (f"{item}.txt", text.encode()) for item, text in texts.items() if text.strip()}
 
 
 def _mean(

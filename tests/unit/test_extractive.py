@@ -111,7 +111,7 @@ def test_a_question_in_a_document_is_no_answer() -> None:
 
 async def test_sentences_are_quoted_marked_and_labelled() -> None:
     text = await answer(
-        "how long do refunds take",
+        "how many days do refunds take",
         "Refunds take 30 days after we receive the goods. The sky was blue over the harbour.",
         "Trucks are green and loud in the morning.",
     )
