@@ -35,8 +35,9 @@ check: dev-environment ## Lint, format, types, import contracts, deployment char
 bench: dev-environment ## Speed, as ratios to limits measured in the same run
 	.venv/bin/python -m tests.bench $(ARGS)
 
-eval: dev-environment ## Quality, through the API: DATA=folder SETS="a b"
-	.venv/bin/python -m tests.eval --data "$(DATA)" $(if $(SETS),--sets $(SETS)) $(ARGS)
+eval: dev-environment ## Quality, through the API: DATA=folder SETS="a b" LIMIT=N HOME_DIR=folder
+	.venv/bin/python -m tests.eval --data "$(DATA)" $(if $(SETS),--sets $(SETS)) $(if $(LIMIT),--limit $(LIMIT)) \
+		$(if $(HOME_DIR),--home "$(HOME_DIR)") $(ARGS)
 
 lock: dev-environment ## Renew both locks from pyproject.toml; UPGRADE=1 takes newer versions
 	$(COMPILE) $(if $(UPGRADE),--upgrade) -o requirements/run.txt

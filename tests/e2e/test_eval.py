@@ -1,13 +1,18 @@
 """`make eval` on a folder that somebody made, against the running product."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.bench.installation import Installation
+from tests.bench.pdf import make_pdf
 from tests.e2e.product import CHECKOUT, Product
 from tests.eval.table import read
+from tests.eval.tenant import new_tenant
 
 JUDGE = '''
 """A judge as a data folder brings it, with as much as these sets need."""
@@ -27,7 +32,8 @@ def load_set(name, data):
 def score_rankings(run, qrels):
     hits = [bool(set(run.get(query, [])[:5]) & set(grades)) for query, grades in qrels.items()]
     first = [run.get(query, [""])[0] in grades for query, grades in qrels.items()]
-    return {"queries": len(hits), "hit@5": sum(hits) / len(hits), "ndcg@10": sum(first) / len(first)}
+    share = sum(hits) / len(hits)
+    return {"queries": len(hits), "hit@5": share, "recall@10": share, "ndcg@10": sum(first) / len(first)}
 
 class BM25:
     def __init__(self, documents):
@@ -37,6 +43,17 @@ class BM25:
 
 def cer(output, truth):
     return float(output != truth)
+
+def units(text):
+    return text.replace("#", " ").replace(".", " ").split()
+
+def score_answers(gold, predictions):
+    told = [predictions[row["id"]] for row in gold]
+    return {
+        "refused_when_it_should": {"mean": float(told[1]["refused"]), "n": 1},
+        "refused_when_it_should_not": {"mean": float(told[0]["refused"]), "n": 1},
+        "citation_recall": {"mean": float(told[0]["citations"] == gold[0]["gold_ids"]), "n": 1},
+    }
 
 def contains(answer, parts):
     return float(all(any(writing in answer for writing in part) for part in parts))
@@ -61,6 +78,21 @@ TALK = """\
 """
 
 
+REPORTS = """\
+{"document": "report", "pdf": "documents/report.pdf", "question": "Which marker is 2?", "gold_ids": ["report#1"]}
+{"document": "report", "pdf": "documents/report.pdf", "question": "Which marker is 9?", "gold_ids": ["report#8"]}
+{"document": "lost", "pdf": null, "question": "What is lost?", "gold_ids": ["lost#0"]}
+"""
+TALKS = """\
+{"id": "a", "collection": "sea", "answerability": "ANSWERABLE", "gold_ids": ["ferry"], "reference": "At seven.",
+"dialogue": [{"speaker": "user", "text": "When does the ferry to Bergen leave?"}], "passages": [
+{"id": "ferry", "title": "Ferries", "text": "The ferry to Bergen leaves at seven in the morning."}]}
+{"id": "b", "collection": "sea", "answerability": "UNANSWERABLE", "gold_ids": [], "reference": null,
+"dialogue": [{"speaker": "user", "text": "Who invented the telescope?"}], "passages": []}
+"""
+RECEIPTS = '[{"id": "1", "file": "1.txt", "lines": ["TEA", "3.50"], "fields": {"company": "LEAF", "total": "3.50"}}]'
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     for name, text in {
@@ -72,10 +104,19 @@ def data(tmp_path: Path) -> Path:
         "retrieval/torn/queries.jsonl": QUERIES,
         "retrieval/torn/qrels.tsv": QRELS,
         "memory/locomo_public.json": TALK,
+        "answers/financebench_public.jsonl": REPORTS,
+        "answers/mtrag_public.jsonl": TALKS.replace(",\n", ", ").replace("[\n", "["),
+        "photos/receipts/receipts.json": RECEIPTS,
+        "photos/receipts/1.txt": "TEA\n3.50\n",
+        "documents/docling/tea.md": "# Tea\n\nGreen leaves.",
+        "documents/docling/tea.md.reference.md": "# Tea\n\n<!-- image -->\n\nGreen leaves and roots.",
+        "documents/docling/old.doc": "\x00 nothing that can be read",
+        "documents/docling/old.doc.reference.md": "words",
     }.items():
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    (tmp_path / "data" / "documents" / "report.pdf").write_bytes(make_pdf(3))
     return tmp_path / "data"
 
 
@@ -92,6 +133,16 @@ def test_each_set_of_a_folder_is_scored_and_a_broken_one_ends_no_other(product: 
     assert found["mine", "ndcg@10"].bm25 == 0.5
     assert "JSONDecodeError" in found["torn", "-"].failed
     assert found["locomo_public", "turns recalled, recall@5"].value == 1.0
+    assert found["financebench_public", "right page among first 5"].value == 0.5
+    assert found["financebench_public", "right page among first 5"].bm25 == 0.5
+    assert found["financebench_public", "passage begins on it"].count == 2
+    assert found["mtrag_public", "refused, unanswerable"].met is True
+    assert found["mtrag_public", "refused, answerable"].met is True
+    assert found["mtrag_public", "citation recall"].value == 1.0
+    assert found["photos/receipts", "lines read whole"].value == 1.0
+    assert found["photos/receipts", "fields found"].value == 0.5
+    assert found["documents/docling", "files taken"].value == 0.5
+    assert found["documents/docling", "words of the reference"].value == 0.3
     again = subprocess.run(
         [*command, "--kept", str(kept), "--sets", "mine"],
         cwd=CHECKOUT,
@@ -102,10 +153,41 @@ def test_each_set_of_a_folder_is_scored_and_a_broken_one_ends_no_other(product: 
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert "+0.000" in again.stdout
+    part = subprocess.run(
+        [*command, "--kept", str(kept), "--sets", "mine", "financebench", "receipts", "--limit", "1"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert part.returncode == 0, part.stdout + part.stderr
+    values = {(score.set, score.metric, score.count): score.value for score in read(kept)}
+    assert values["mine", "ndcg@10", 1] == values["mine", "ndcg@10", 2] == 1.0
+    assert values["financebench_public", "right page among first 5", 1] == 1.0
 
 
 def test_a_set_that_is_not_there_is_named(data: Path) -> None:
     command = [sys.executable, "-m", "tests.eval", "--data", str(data), "--sets", "yours"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert "there is no set yours; there are mine, torn, locomo" in done.stderr
+    assert "there is no set yours; there are mine, torn, financebench, mtrag, locomo, receipts, docling" in done.stderr
+
+
+def test_what_a_tenant_did_not_upload_is_left_out_and_ends_the_set(product: Product) -> None:
+    """A document that came past the evaluation is to it as one of another tenant."""
+    found: list[dict[str, Any]] = []
+
+    async def search() -> None:
+        async with new_tenant(Installation(product.home), "crossed") as tenant:
+            mine = await tenant.upload("mine.txt", b"The ferry to Bergen leaves at seven.")
+            await tenant.call(
+                "POST", "/api/v1/documents", files={"file": ("theirs.txt", b"The ferry to Oslo is late.")}
+            )
+            await tenant.settled()
+            found.extend(await tenant.search("When does the ferry leave?"))
+            assert [hit["document_id"] for hit in found] == [mine["document_id"]]
+
+    with pytest.raises(RuntimeError, match="1 of 2 results belong to another tenant"):
+        asyncio.run(search())
+    assert len(found) == 1

@@ -1,11 +1,10 @@
-"""Answers: the right page of a report, talks over several turns, and questions that the documents don't answer.
+"""Answers: talks over several turns, and questions that the documents don't answer.
 
 A refusal is an answer that the API marks with `answered: false`.
 """
 
 import asyncio
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,18 @@ from tests.eval.judge import Judge
 from tests.eval.table import Score
 from tests.eval.tenant import Tenant, new_tenant
 
-FIRST = 5
 TALKS_AT_A_TIME = 4
-PAGES_GOAL, REFUSED_GOAL, WRONGLY_REFUSED_GOAL = 0.60, 0.85, 0.10
+REFUSED_GOAL, WRONGLY_REFUSED_GOAL = 0.85, 0.10
+
+
+MTRAG: dict[str, tuple[str, dict[str, Any]]] = {
+    "refused_when_it_should": ("refused, unanswerable", {"goal": REFUSED_GOAL}),
+    "refused_when_it_should_not": ("refused, answerable", {"goal": WRONGLY_REFUSED_GOAL, "at_most": True}),
+    "f1": ("f1", {}),
+    "citation_precision": ("citation precision", {}),
+    "citation_recall": ("citation recall", {}),
+}
+"""The judge's name of each figure, ours, and its goal."""
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -25,55 +33,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-async def financebench(installation: Installation, judge: Judge, data: Path) -> list[Score]:
-    """Whether the page with the answer is told among the first five passages of a search inside its report.
-
-    A passage that goes on to the next page counts for the one on which it begins.
-    """
-    asked = rows(data / "answers" / "financebench_public.jsonl")
-    asked = [row for row in asked if row.get("pdf") and (data / row["pdf"]).is_file()]
-    paths = {row["document"]: data / row["pdf"] for row in asked}
-    hits, plain = 0, 0
-    async with new_tenant(installation, "financebench") as tenant:
-        documents = await tenant.load({name: (path.name, path.read_bytes()) for name, path in paths.items()})
-        ids = {name: document for document, name in documents.items()}
-        for row in asked:
-            wanted = {int(item.rpartition("#")[2]) + 1 for item in row["gold_ids"]}
-            found = await tenant.search(row["question"], filters={"document_ids": [ids[row["document"]]]})
-            hits += bool(wanted & {hit["location"].get("page") for hit in found[:FIRST]})
-        for name, document in ids.items():
-            pages = await _pages(tenant, document)
-            index = judge.BM25(pages)
-            for row in asked:
-                if row["document"] == name:
-                    wanted = {int(item.rpartition("#")[2]) + 1 for item in row["gold_ids"]}
-                    plain += bool(wanted & {page for page, _ in index.rank(row["question"], FIRST)})
-    count = len(asked)
-    metric = "right page among first 5"
-    value = {"value": hits / count, "bm25": plain / count, "count": count, "goal": PAGES_GOAL}
-    return [Score(set="financebench_public", metric=metric, **value)]
-
-
-async def _pages(tenant: Tenant, document_id: str) -> dict[int, str]:
-    """The texts of a document's chunks by the page on which they begin."""
-    pages: dict[int, list[str]] = defaultdict(list)
-    cursor = None
-    while True:
-        given = {"limit": 100} | ({"cursor": cursor} if cursor else {})
-        page = await tenant.call("GET", f"/api/v1/documents/{document_id}/chunks", params=given)
-        for item in page["items"]:
-            pages[item["location"].get("page", 0)].append(item["text"])
-        cursor = page["next_cursor"]
-        if not cursor:
-            return {number: "\n".join(texts) for number, texts in pages.items()}
-
-
-async def mtrag(installation: Installation, judge: Judge, data: Path) -> list[Score]:
+async def mtrag(installation: Installation, judge: Judge, data: Path, limit: int | None) -> list[Score]:
     """Talks over several turns: every user's turn is asked, the last answer counts.
 
     Each collection is a tenant, and its documents are the gold passages of all its talks.
     """
-    talks = rows(data / "answers" / "mtrag_public.jsonl")
+    talks = rows(data / "answers" / "mtrag_public.jsonl")[:limit]
     predictions: dict[str, dict[str, Any]] = {}
     for collection in sorted({talk["collection"] for talk in talks}):
         mine = [talk for talk in talks if talk["collection"] == collection]
@@ -93,15 +58,9 @@ async def mtrag(installation: Installation, judge: Judge, data: Path) -> list[Sc
     answered = [talk for talk in talks if talk["answerability"] in ("ANSWERABLE", "UNANSWERABLE")]
     found = judge.score_answers(answered, predictions)
     return [
-        _mean("mtrag_public", "refused, unanswerable", found["refused_when_it_should"], goal=REFUSED_GOAL),
-        _mean(
-            "mtrag_public",
-            "refused, answerable",
-            found["refused_when_it_should_not"],
-            goal=WRONGLY_REFUSED_GOAL,
-            at_most=True,
-        ),
-        *(_mean("mtrag_public", name, found[name]) for name in ("f1", "citation_precision", "citation_recall")),
+        Score(set="mtrag_public", metric=metric, value=found[name]["mean"], count=int(found[name]["n"]), **more)
+        for name, (metric, more) in MTRAG.items()
+        if name in found
     ]
 
 
@@ -116,14 +75,16 @@ async def _talks(tenant: Tenant, talks: Sequence[Mapping[str, Any]]) -> list[dic
     return await asyncio.gather(*map(one, talks))
 
 
-async def rgb(installation: Installation, judge: Judge, data: Path) -> list[Score]:
+async def rgb(installation: Installation, judge: Judge, data: Path, limit: int | None) -> list[Score]:
     """Questions in Chinese and in English, each asked where its passages are and where only those of others are: the
     set's questions are divided between two tenants. And, without a goal, among passages on the very subject that don't
     hold the answer, which takes a reader."""
     texts, queries, qrels = judge.load_set("rgb_zh_refine_public", str(data))
-    gold = {query: {item for item, grade in grades.items() if grade > 0} for query, grades in qrels.items()}
+    gold = {
+        query: {item for item, grade in grades.items() if grade > 0} for query, grades in list(qrels.items())[:limit]
+    }
     chinese = {queries[query]: {item: texts[item] for item in items} for query, items in gold.items()}
-    rows_en = rows(data / "answers" / "rgb_en_fact.jsonl")
+    rows_en = rows(data / "answers" / "rgb_en_fact.jsonl")[:limit]
     english = {
         row["question"]: {f"{row['id']}-{place}": text for place, text in enumerate(row["positive"] + row["negative"])}
         for row in rows_en
@@ -170,17 +131,11 @@ async def _divided(installation: Installation, name: str, questions: Mapping[str
 
 
 async def _refused(tenant: Tenant, questions: Sequence[str]) -> float:
-    """The share of questions, each the first of its conversation, that are refused."""
+    """The share of questions, each the first of its conversation, that are refused; 0 of none."""
     talks = [{"dialogue": [{"speaker": "user", "text": question}]} for question in questions]
     answers = await _talks(tenant, talks)
-    return sum(not answer["answered"] for answer in answers) / len(answers)
+    return sum(not answer["answered"] for answer in answers) / max(len(answers), 1)
 
 
 def _files(texts: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
     return {item: (f"{item}.txt", text.encode()) for item, text in texts.items() if text.strip()}
-
-
-def _mean(
-    name: str, metric: str, found: Mapping[str, float], *, goal: float | None = None, at_most: bool = False
-) -> Score:
-    return Score(set=name, metric=metric, value=found["mean"], count=int(found["n"]), goal=goal, at_most=at_most)

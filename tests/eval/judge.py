@@ -23,6 +23,10 @@ class Judge(Protocol):
         """Character error rate."""
         ...
 
+    def units(self, text: str) -> list[str]:
+        """Words, and Chinese one character each; case, width and punctuation dropped."""
+        ...
+
     def contains(self, answer: str, parts: Sequence[Sequence[str]]) -> float:
         """1 if every part stands in the answer, in one of its writings."""
         ...

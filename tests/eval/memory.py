@@ -3,11 +3,10 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 from tests.bench.installation import Installation
 from tests.eval.judge import Judge
-from tests.eval.table import Score
+from tests.eval.table import Score, mean
 from tests.eval.tenant import Tenant, new_tenant
 
 FIRST = 5
@@ -16,7 +15,7 @@ GAIN_GOAL = 1.15
 DIGESTED_SECONDS = 300.0
 
 
-async def locomo(installation: Installation, judge: Judge, data: Path) -> list[Score]:
+async def locomo(installation: Installation, judge: Judge, data: Path, limit: int | None) -> list[Score]:
     """Recall of the turns that hold the answer, among the first five that are recalled.
 
     What both speakers say is said by the user, and there are no documents: so each turn is an exchange.
@@ -31,7 +30,9 @@ async def locomo(installation: Installation, judge: Judge, data: Path) -> list[S
         }
         asked = [item for item in talk["questions"] if item["evidence"] and item.get("answer") is not None]
         asked = [item | {"evidence": set(item["evidence"]) & set(turns)} for item in asked]
-        asked = [item for item in asked if item["evidence"]]
+        asked = [item for item in asked if item["evidence"]][: None if limit is None else limit - len(ours)]
+        if not asked:
+            continue
         index = judge.BM25(turns)
         async with new_tenant(installation, f"locomo-{talk['id']}") as tenant:
             conversation = (await tenant.call("POST", "/api/v1/conversations", json={}))["id"]
@@ -39,15 +40,17 @@ async def locomo(installation: Installation, judge: Judge, data: Path) -> list[S
             for item in asked:
                 path = f"/api/v1/conversations/{conversation}/memory"
                 recalled = (await tenant.call("GET", path, params={"question": item["question"]}))["items"]
+                tenant.results += len(recalled)
+                tenant.foreign += sum(memory["source"] not in said for memory in recalled)
                 found = list(dict.fromkeys(said.get(memory["source"], "") for memory in recalled))[:FIRST]
                 ours.append(len(item["evidence"] & set(found)) / len(item["evidence"]))
                 best = {turn for turn, _ in index.rank(item["question"], FIRST)}
                 plain.append(len(item["evidence"] & best) / len(item["evidence"]))
-    mean, bm25 = sum(ours) / len(ours), sum(plain) / len(plain)
-    given: dict[str, Any] = {"set": "locomo_public", "count": len(ours)}
+    bm25 = sum(plain) / len(plain)
+    gain = sum(ours) / len(ours) / bm25
     return [
-        Score(metric="turns recalled, recall@5", value=mean, bm25=bm25, **given),
-        Score(metric="that over BM25's", value=mean / bm25, goal=GAIN_GOAL, **given),
+        *mean("locomo_public", "turns recalled, recall@5", ours, bm25=bm25),
+        Score(set="locomo_public", metric="that over BM25's", value=gain, count=len(ours), goal=GAIN_GOAL),
     ]
 
 
@@ -55,16 +58,7 @@ async def _say(tenant: Tenant, conversation: str, turns: dict[str, str]) -> dict
     """Says each turn and waits until the last is digested; answers the turns' ids by those of the messages."""
     for text in turns.values():
         await tenant.call("POST", f"/api/v1/conversations/{conversation}/messages", json={"content": text})
-    said: dict[str, str] = {}
-    cursor = None
-    messages: list[dict[str, Any]] = []
-    while True:
-        given = {"limit": 100} | ({"cursor": cursor} if cursor else {})
-        page = await tenant.call("GET", f"/api/v1/conversations/{conversation}/messages", params=given)
-        messages += page["items"]
-        cursor = page["next_cursor"]
-        if not cursor:
-            break
+    messages = await tenant.pages(f"/api/v1/conversations/{conversation}/messages")
     questions = sorted((item for item in messages if item["role"] == "user"), key=lambda item: item["created_at"])
     said = {message["id"]: turn for message, turn in zip(questions, turns, strict=True)}
     last = list(turns.values())[-1]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,13 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
         return not self.failed and (value <= self.goal if self.at_most else value >= self.goal)
 
 
+def mean(name: str, metric: str, values: Sequence[float], **more: Any) -> list[Score]:
+    """Their mean as a figure of the set; none where there are no values."""
+    if not values:
+        return []
+    return [Score(set=name, metric=metric, value=sum(values) / len(values), count=len(values), **more)]
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """An evaluation as it is kept."""
 
@@ -38,14 +46,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def lines(scores: Sequence[Score], before: Sequence[Score]) -> list[str]:
-    """A head and a line for each score, with the change since the run before where that had the same."""
-    known = {(score.set, score.metric): score.value for score in before if not score.failed}
+    """A head and a line for each score, with the change since the run before where that measured as many."""
+    known = {_key(score): score.value for score in before if not score.failed}
     made = [HEAD]
     for score in scores:
         if score.failed:
             made.append(f"{score.set:<26} {score.metric:<30} FAILED: {score.failed}")
             continue
-        old = known.get((score.set, score.metric))
+        old = known.get(_key(score))
         goal = "" if score.goal is None else f"{'≤' if score.at_most else '≥'} {score.goal:.3f}"
         verdict = {None: "", True: "met", False: "MISSED"}[score.met]
         made.append(
@@ -65,13 +73,21 @@ def read(path: Path) -> list[Score]:
 
 
 def keep(path: Path, scores: Sequence[Score], before: Sequence[Score]) -> None:
-    """Writes the run; figures of sets that weren't run this time stay."""
-    run = {(score.set, score.metric) for score in scores}
-    rest = [score for score in before if (score.set, score.metric) not in run]
+    """Writes the run; figures that weren't measured this time stay, those of fewer questions or files beside all."""
+    run = {_key(score) for score in scores}
+    rest = [score for score in before if _key(score) not in run and not score.failed]
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = Run(began=datetime.now(UTC), scores=[*scores, *rest])
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
-    path.with_suffix(".txt").write_text("\n".join(lines(scores, before)) + "\n", encoding="utf-8")
+    # Renamed into place: a run that is ended while it writes must not lose those before it.
+    written = path.with_suffix(".new")
+    written.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
+    written.replace(path)
+    shown = lines(scores, before) + (["", "Of earlier runs:", *lines(rest, [])[1:]] if rest else [])
+    path.with_suffix(".md").write_text("\n".join(["```", *shown, "```", ""]), encoding="utf-8")
+
+
+def _key(score: Score) -> tuple[str, str, int]:
+    return score.set, score.metric, score.count
 
 
 def _shown(value: float | None) -> str:

@@ -20,12 +20,16 @@ HITS = 50
 
 
 class Tenant:
-    """Uploads, searches and talks; waits where it is told to."""
+    """Uploads, searches and talks; waits where it is told to.
+
+    `results` counts the passages and sources that were answered, `foreign` those of documents that aren't the tenant's.
+    """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
         self._uploads = asyncio.Semaphore(AT_A_TIME)
         self._searches = asyncio.Semaphore(SEARCHES_AT_A_TIME)
+        self._uploaded: set[str] = set()
         self.results = 0
         self.foreign = 0
 
@@ -48,7 +52,9 @@ class Tenant:
     async def upload(self, name: str, data: bytes) -> dict[str, Any]:
         """What the API says of one file."""
         async with self._uploads:
-            return await self.call("POST", "/api/v1/documents", files={"file": (name, data)})
+            answer = await self.call("POST", "/api/v1/documents", files={"file": (name, data)})
+        self._uploaded.add(answer["document_id"])
+        return answer
 
     async def settled(self) -> None:
         """Returns when no task of the tenant waits or runs. Raises RuntimeError after half an hour."""
@@ -66,30 +72,38 @@ class Tenant:
     async def search(self, query: str, **more: Any) -> list[dict[str, Any]]:
         """Hits, best first."""
         async with self._searches:
-            return (await self.call("POST", "/api/v1/search", json={"query": query, "k": HITS, **more}))["items"]
+            found = await self.call("POST", "/api/v1/search", json={"query": query, "k": HITS, **more})
+        return self._own(found["items"])
 
     async def run(self, documents: Mapping[str, str], queries: Mapping[str, str], **more: Any) -> dict[str, list[str]]:
-        """The set's ids for each query, best first; what isn't the tenant's is counted."""
+        """The set's ids for each query, best first."""
         found = await asyncio.gather(*(self.search(text, **more) for text in queries.values()))
-        return {query: self._own(documents, hits) for query, hits in zip(queries, found, strict=True)}
+        return {
+            query: list(dict.fromkeys(documents[hit["document_id"]] for hit in hits if hit["document_id"] in documents))
+            for query, hits in zip(queries, found, strict=True)
+        }
 
     async def converse(self, questions: Sequence[str], **more: Any) -> list[dict[str, Any]]:
         """The answers to questions that are asked one after the other in a conversation of their own."""
         conversation = (await self.call("POST", "/api/v1/conversations", json={}))["id"]
         path = f"/api/v1/conversations/{conversation}/messages"
-        return [await self.call("POST", path, json={"content": question, **more}) for question in questions]
+        answers = [await self.call("POST", path, json={"content": question, **more}) for question in questions]
+        return [answer | {"citations": self._own(answer["citations"])} for answer in answers]
 
     async def text(self, document_id: str) -> str:
         """All that was read of a document."""
-        texts: list[str] = []
+        return "\n".join([item["text"] for item in await self.pages(f"/api/v1/documents/{document_id}/chunks")])
+
+    async def pages(self, path: str) -> list[dict[str, Any]]:
+        """All items of a listing, page after page."""
+        items: list[dict[str, Any]] = []
         cursor = None
         while True:
-            given = {"limit": 100} | ({"cursor": cursor} if cursor else {})
-            page = await self.call("GET", f"/api/v1/documents/{document_id}/chunks", params=given)
-            texts += [item["text"] for item in page["items"]]
+            page = await self.call("GET", path, params={"limit": 100} | ({"cursor": cursor} if cursor else {}))
+            items += page["items"]
             cursor = page["next_cursor"]
             if not cursor:
-                return "\n".join(texts)
+                return items
 
     async def call(self, method: str, path: str, **arguments: Any) -> Any:
         """One call. Raises RuntimeError with what the API says."""
@@ -102,18 +116,22 @@ class Tenant:
             raise RuntimeError(f"{method} {path} answered {answer.status_code}: {answer.text[:300]}")
         return answer.json() if answer.content else None
 
-    def _own(self, documents: Mapping[str, str], hits: Sequence[Mapping[str, Any]]) -> list[str]:
-        found = [hit["document_id"] for hit in hits]
+    def _own(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What is of the tenant's documents; what isn't is counted."""
+        mine = [item for item in found if item["document_id"] in self._uploaded]
         self.results += len(found)
-        self.foreign += sum(document not in documents for document in found)
-        return list(dict.fromkeys(documents[document] for document in found if document in documents))
+        self.foreign += len(found) - len(mine)
+        return mine
 
 
 @asynccontextmanager
 async def new_tenant(installation: Installation, name: str) -> AsyncGenerator[Tenant]:
-    """One that is made for the purpose."""
+    """One that is made for the purpose. Raises RuntimeError at the end if something that isn't its own was answered."""
     key = installation.new_tenant(f"eval-{name}".replace("_", "-")).api_key
     headers = {"Authorization": f"Bearer {key}"}
     url = installation.up["url"]
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=300, trust_env=False) as client:
-        yield Tenant(client)
+        tenant = Tenant(client)
+        yield tenant
+    if tenant.foreign:
+        raise RuntimeError(f"{tenant.foreign} of {tenant.results} results belong to another tenant")
