@@ -2,10 +2,12 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import msgspec
 
 from internal.entities.parsed import Location, Part
+from internal.services.terms import TermAnalyser
 
 
 def join(pieces: Iterable[tuple[str, str, Location]]) -> tuple[str, tuple[Part, ...]]:
@@ -40,3 +42,14 @@ def place(parts: Sequence[Part], whole: Location, start: int, end: int) -> Locat
     after = bisect_right(parts, max(start, end - 1), key=lambda part: part.start)
     ends = [part.location.end_ms for part in parts[first:after] if part.location.end_ms is not None]
     return msgspec.structs.replace(parts[first].location, end_ms=max(ends, default=None))
+
+
+def likeliest(parts: Sequence[Part], text: str, wanted: frozenset[str], analyser: TermAnalyser) -> Location:
+    """Where, of a text on several pages, the page begins that has most of the `wanted` terms; of several the one with
+    most of the text. `parts` is at least one."""
+    starts = [next(group) for _, group in groupby(parts, key=lambda part: part.location.page)]
+    edges = [*(part.start for part in starts[1:]), len(text)]
+    pages = [text[start.start : end] for start, end in zip(starts, edges, strict=True)]
+    common = [len(wanted.intersection(analyser.terms(page))) for page in pages]
+    best = max(range(len(pages)), key=lambda place: (common[place], len(pages[place]), -place))
+    return starts[best].location

@@ -19,6 +19,7 @@ from internal.services.caching import CacheKind, Level, Passing, TwoLevelCache
 from internal.services.diversity import varied
 from internal.services.embedder import Embedder, Vectors
 from internal.services.passages import with_neighbours
+from internal.services.places import likeliest
 from internal.services.terms import TermAnalyser
 from internal.services.understanding import Wanted, better, holding, in_notations, in_tiers, meant, told, understand
 from pkg import logger
@@ -106,7 +107,7 @@ class SearchService:
         hits = ranked.hits
         if request.diversity and len(hits) > 1:
             hits = await self._varied(ctx, hits, request)
-        hits = hits[: request.k]
+        hits = await self._placed(ctx, hits[: request.k], request.query)
         if request.neighbours and hits:
             hits = await self._read_on(ctx, hits, request.neighbours)
         took = (time.perf_counter() - started) * 1000
@@ -174,6 +175,25 @@ class SearchService:
         hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
         ranked = await self._by_model(ctx, self._reranker, request.query, hits) if self._reranker and query else hits
         return _Ranked(hits if ranked is None else ranked, found.coverage, ranked is not None)
+
+    async def _placed(self, ctx: Context, hits: list[SearchHit], query: str) -> list[SearchHit]:
+        """The same, each of several pages with the page that has most of the query's words: a passage that begins with
+        the last line of one page is seldom about that line."""
+        paged = [hit.chunk_id for hit in hits if hit.location.page is not None]
+        if not paged:
+            return hits
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.chunks.parts(paged)
+        wanted = frozenset(self._analyser.terms(query)) if known else frozenset[str]()
+
+        def placed(hit: SearchHit) -> SearchHit:
+            parts = known.get(hit.chunk_id, ())
+            pages = {part.location.page for part in parts}
+            if len(pages) < 2:
+                return hit
+            return msgspec.structs.replace(hit, location=likeliest(parts, hit.text, wanted, self._analyser))
+
+        return [placed(hit) for hit in hits]
 
     async def _read_on(self, ctx: Context, hits: list[SearchHit], steps: int) -> list[SearchHit]:
         """The same with what stands around them; one that was removed just now stands alone."""

@@ -134,3 +134,16 @@ async def test_passages_are_read_with_their_neighbours_where_that_is_asked(
     }
     nothing = SearchRequest(query="refunds", mode=SearchMode.KEYWORD, neighbours=1)
     assert (await service.search(await library.tenant(), nothing)).items == []
+
+
+async def test_a_passage_on_two_pages_is_found_on_the_one_that_has_the_words(
+    service: SearchService, library: Library
+) -> None:
+    ctx = await library.tenant()
+    text = "The end of the notes. Inventories were 42 million."
+    entry = await library.add(ctx, [text, "ships"])
+    told = f'[[0, {{"page": 6}}], [{text.index("Inv")}, {{"page": 7, "heading": "Balance"}}]]'
+    await library.owner.execute("update chunks set page = 6, parts = $2::json where id = $1", entry.chunks[0], told)
+    for query, page in (("inventories", 7), ("end of the notes", 6)):
+        (hit,) = (await service.search(ctx, SearchRequest(query=query, k=1))).items
+        assert (hit.chunk_id, hit.location.page) == (entry.chunks[0], page)

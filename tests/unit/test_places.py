@@ -16,9 +16,10 @@ from internal.services.chunking import Chunk, assemble, units
 from internal.services.chunking_sentences import sentences
 from internal.services.citations import AnswerText
 from internal.services.ingest import recognise
-from internal.services.places import place
+from internal.services.places import likeliest, place
 from internal.services.prompts import build
 from internal.services.quotes import Quoter
+from internal.services.terms import TermAnalyser
 from pkg.ctxutil import Context, Role
 from tests.fixtures.files import build as files
 from tests.unit.test_chunking import block, chunk, documents, visible
@@ -205,3 +206,14 @@ def test_the_model_is_told_all_pages_of_a_passage() -> None:
     assert "[1] f.pdf, pages 1 to 3\n" in build("q", "q", [source], []).messages[-1].content
     alone = msgspec.structs.replace(source, parts=())
     assert "[1] f.pdf, page 1\n" in build("q", "q", [alone], []).messages[-1].content
+
+
+def test_of_several_pages_the_one_with_the_wanted_words_is_meant() -> None:
+    text = "Notes. Balance sheet: inventories, receivables. More of the sheet. Cash flows."
+    starts = [0, text.index("Balance"), text.index("More"), text.index("Cash")]
+    second = Location(page=2, heading="Balance sheet")
+    pages = [Location(page=1), second, Location(page=2, heading="More"), Location(page=3)]
+    parts = [Part(start=start, location=place) for start, place in zip(starts, pages, strict=True)]
+    analyser = TermAnalyser()
+    for wanted, page in (("inventories of the sheet", second), ("cash flow", pages[3]), ("absent", second)):
+        assert likeliest(parts, text, frozenset(analyser.terms(wanted)), analyser) == page
