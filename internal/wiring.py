@@ -104,7 +104,14 @@ def open_chat(
     named = _open_model(stack, settings)
     model = named or ExtractiveModel(embedder, sentences, searches)
     rewriter = ModelRewriter(named, settings.ai.rewrite) if named and settings.ai.rewrite != "off" else RuleRewriter()
-    chat = ChatService(store, searches, model, Quoter(embedder, sentences), memories, rewriter)
+    chat = ChatService(
+        store,
+        searches,
+        model,
+        Quoter(embedder, sentences, calibrated=not settings.ai.embedding_model),
+        memories,
+        rewriter,
+    )
     stack.push_async_callback(chat.close)
     return chat
 

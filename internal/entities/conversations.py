@@ -46,7 +46,10 @@ class ConversationChanges(msgspec.Struct, frozen=True, kw_only=True):
 
 class Citation(msgspec.Struct, frozen=True, kw_only=True):
     """The source of a statement marked `[index]`. `quote` is a part of the stored passage, character for character;
-    `location` is where the quote begins."""
+    `location` is where the quote begins.
+
+    Not `available` is one whose document was deleted or is hidden from the reader since: it has no quote any more.
+    """
 
     index: int
     chunk_id: UUID
@@ -54,6 +57,7 @@ class Citation(msgspec.Struct, frozen=True, kw_only=True):
     filename: str
     quote: str
     location: Location
+    available: bool = True
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

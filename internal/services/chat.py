@@ -9,7 +9,6 @@ from uuid import UUID
 from internal.entities.conversations import (
     NOT_IN_DOCUMENTS,
     AnswerEvent,
-    Citation,
     Citations,
     Conversation,
     Delta,
@@ -163,10 +162,11 @@ class ChatService:
                         yield Delta(text)
             if text := draft.finish():
                 yield Delta(text)
-            citations = await self._quoter.cite(ctx, draft.text.cited())
-            yield Citations(citations)
+            if text := draft.settle(await self._quoter.check(ctx, draft.text)):
+                yield Delta(text)
+            yield Citations(list(draft.citations))
             # From here on the answer is complete, even if the reader leaves before the last event.
-            message = await self._write(ctx, draft, MessageStatus.COMPLETE, citations)
+            message = await self._write(ctx, draft, MessageStatus.COMPLETE)
         except (asyncio.CancelledError, GeneratorExit):
             await self._write_unfinished(ctx, draft, MessageStatus.CUT)
             raise
@@ -284,10 +284,10 @@ class ChatService:
             async for piece in pieces:
                 yield piece
 
-    async def _write(self, ctx: Context, draft: Draft, status: MessageStatus, citations: "list[Citation]") -> Message:
+    async def _write(self, ctx: Context, draft: Draft, status: MessageStatus) -> Message:
         """Stores the answer; a reader who leaves meanwhile doesn't undo it."""
         draft.written = True
-        return await asyncio.shield(self._spawn(self._store_answer(ctx, draft, status, citations)))
+        return await asyncio.shield(self._spawn(self._store_answer(ctx, draft, status)))
 
     async def _write_unfinished(self, ctx: Context, draft: Draft, status: MessageStatus) -> None:
         """Stores what was sent, in a task of its own: the one that was cancelled may be cancelled again."""
@@ -299,20 +299,18 @@ class ChatService:
     async def _store_unfinished(self, ctx: Context, draft: Draft, status: MessageStatus) -> None:
         try:
             async with asyncio.timeout(CUT_SECONDS):
-                citations = await self._quoter.cite(ctx, draft.text.cited())
-                await self._store_answer(ctx, draft, status, citations)
+                draft.settle(await self._quoter.check(ctx, draft.text))
+                await self._store_answer(ctx, draft, status)
         except (AppError, TimeoutError) as error:
             # Nobody is there to be told: the reader left, or is being told of the failure that came first.
             self._log.warning("unfinished answer not stored", status=status.value, error=str(error))
 
-    async def _store_answer(
-        self, ctx: Context, draft: Draft, status: MessageStatus, citations: "list[Citation]"
-    ) -> Message:
+    async def _store_answer(self, ctx: Context, draft: Draft, status: MessageStatus) -> Message:
         new = NewMessage(
             role="assistant",
-            content=draft.text.text,
+            content=draft.content,
             parent_id=draft.turn.question_id,
-            citations=tuple(citations),
+            citations=draft.citations,
             usage=draft.usage(status),
             model=self._model.name,
             status=status,

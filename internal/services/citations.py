@@ -1,7 +1,7 @@
 """Numbered citations: found in the text as it streams, renumbered, and backed by the exact words of a passage."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
@@ -13,6 +13,8 @@ OPENING = re.compile(r"[\[【［]")
 MARK = re.compile(r"[\[【［]\s*\^?\s*(\d{1,3}(?:\s*[-–,，、;；]\s*\d{1,3})*)\s*(?:†[^\]】］\n]{0,40})?[\]】］]")
 UNFINISHED = re.compile(r"[\[【［][\s\d^,，、;；\-–]{0,40}(?:†[^\]】］\n]{0,40})?\Z")
 RANGE = re.compile(r"(\d+)\s*[-–]\s*(\d+)|(\d+)")
+SENT = re.compile(r"(?P<blank> ?)(?P<marks>(?:\[\d{1,3}\])+)")
+EACH = re.compile(r"\[\d+\]")
 LONGEST_RANGE = 20
 CLAIM_CHARACTERS = 600
 
@@ -25,10 +27,18 @@ class Cited(msgspec.Struct, frozen=True):
     claims: tuple[str, ...]
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """One mark in the text: the index that it shows, and the statement that it stands behind."""
+
+    index: int
+    claim: str
+
+
 class AnswerText:
     """Turns a model's raw deltas into what may be sent: harmless text, marks numbered in order of appearance.
 
     Accepts [1], [1, 2], [1-3], [^1], 【1】 and 【1†source】. Marks of passages that don't exist are dropped.
+    `marks` are those that were sent, in order.
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:
@@ -38,6 +48,7 @@ class AnswerText:
         self._plain = ""
         self._claims: dict[int, list[str]] = {}
         self._sent: list[str] = []
+        self.marks: list[Mark] = []
 
     @property
     def text(self) -> str:
@@ -68,6 +79,16 @@ class AnswerText:
             for index, (number, claims) in enumerate(self._claims.items(), 1)
         ]
 
+    def without(self, unsupported: Set[Mark]) -> str:
+        """The whole text without these marks; the others keep their numbers, by which readers know them already."""
+        marks = iter(self.marks)
+
+        def kept(run: re.Match[str]) -> str:
+            left = "".join(mark for mark in EACH.findall(run["marks"]) if next(marks, None) not in unsupported)
+            return run["blank"] + left if left else ""
+
+        return SENT.sub(kept, self.text)
+
     def _send(self, text: str) -> str:
         if text:
             self._sent.append(text)
@@ -89,12 +110,13 @@ class AnswerText:
 
     def _renumbered(self, inside: str) -> str:
         claim = self._claim()
-        marks: list[str] = []
+        found: dict[int, None] = {}
         for number in _numbers(inside):
             if number in self._passages:
                 self._claims.setdefault(number, []).append(claim)
-                marks.append(f"[{list(self._claims).index(number) + 1}]")
-        return "".join(dict.fromkeys(marks))
+                found[list(self._claims).index(number) + 1] = None
+        self.marks += [Mark(index, claim) for index in found]
+        return "".join(f"[{index}]" for index in found)
 
     def _claim(self) -> str:
         """The sentence that a mark at this point stands behind."""

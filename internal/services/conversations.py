@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from internal.entities.conversations import Conversation, ConversationChanges, Message
+from internal.entities.conversations import Citation, Conversation, ConversationChanges, Message
 from internal.entities.ids import new_id
 from internal.entities.memory import MemoryState, SummaryLine
 from internal.repositories.store import Store, Tx
@@ -68,12 +68,30 @@ class ConversationService:
             known = await tx.conversations.get(conversation_id)
             ids = await tx.messages.path(conversation_id, known.current_message_id)
             if after is None:
-                return await tx.messages.these(conversation_id, ids[:limit])
+                return await _shown(tx, await tx.messages.these(conversation_id, ids[:limit]))
             if after[1] in ids:
                 begin = ids.index(after[1]) + 1
-                return await tx.messages.these(conversation_id, ids[begin : begin + limit])
+                return await _shown(tx, await tx.messages.these(conversation_id, ids[begin : begin + limit]))
             found = await tx.messages.these(conversation_id, ids)
-            return [message for message in found if (message.created_at, message.id) > after][:limit]
+            return await _shown(tx, [item for item in found if (item.created_at, item.id) > after][:limit])
+
+    async def path(self, ctx: Context, conversation_id: UUID) -> tuple[Conversation, list[UUID]]:
+        """A conversation, and the messages of the path that is shown. Raises CONVERSATION_NOT_FOUND."""
+        async with self._store.tenant(ctx) as tx:
+            known = await tx.conversations.get(conversation_id)
+            return known, await tx.messages.path(conversation_id, known.current_message_id)
+
+    async def these(self, ctx: Context, conversation_id: UUID, ids: list[UUID]) -> list[Message]:
+        """Messages in the order of `ids`, as they may be shown."""
+        async with self._store.tenant(ctx) as tx:
+            return await _shown(tx, await tx.messages.these(conversation_id, ids))
+
+    async def said(
+        self, ctx: Context, conversation_id: UUID, *, limit: int, after: tuple[datetime, UUID] | None
+    ) -> list[Message]:
+        """Up to `limit` messages of all branches, in the order in which they were said, as they may be shown."""
+        async with self._store.tenant(ctx) as tx:
+            return await _shown(tx, await tx.messages.since(conversation_id, limit=limit, after=after))
 
     async def rate(
         self, ctx: Context, conversation_id: UUID, message_id: UUID, *, rating: int, comment: str | None = None
@@ -109,6 +127,28 @@ class ConversationService:
         """Up to `limit` conversations, last used first, those before the (updated_at, id)."""
         async with self._store.tenant(ctx) as tx:
             return await tx.conversations.list(limit=limit, before=before)
+
+
+async def _shown(tx: Tx, messages: list[Message]) -> list[Message]:
+    """The same without the words of documents that the user doesn't see any more."""
+    cited = {citation.document_id for message in messages for citation in message.citations}
+    gone = cited - await tx.documents.visible(list(cited)) if cited else set[UUID]()
+    if not gone:
+        return messages
+    return [
+        msgspec.structs.replace(
+            message,
+            citations=[withheld(item) if item.document_id in gone else item for item in message.citations],
+        )
+        for message in messages
+    ]
+
+
+def withheld(citation: Citation) -> Citation:
+    """The same without what stood in the document."""
+    return msgspec.structs.replace(
+        citation, quote="", location=msgspec.structs.replace(citation.location, heading=None), available=False
+    )
 
 
 def branch_title(title: str) -> str:

@@ -6,12 +6,13 @@ from uuid import UUID
 
 import msgspec
 
-from internal.entities.conversations import NOT_IN_DOCUMENTS, MessageStatus, Prompt, Usage
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Citation, MessageStatus, Prompt, Usage
 from internal.entities.usage import NewUsage, Purpose
 from internal.providers.llm import ChatModel
 from internal.services.citations import AnswerText
 from internal.services.evidence import language
 from internal.services.prompts import NOT_FOUND, UNCITED
+from internal.services.quotes import Checked
 from pkg.apperr import AppError, Code
 
 
@@ -37,10 +38,27 @@ class Draft:
         self.text = AnswerText(turn.prompt.passages)
         self.absent = False
         self.written = False
+        self.checked: Checked | None = None
         self._model = model
         self._usage: Usage | None = None
         self._opening: str | None = ""
         self._begun = False
+
+    @property
+    def content(self) -> str:
+        """The answer as it is stored."""
+        return self.checked.content if self.checked else self.text.text
+
+    @property
+    def citations(self) -> tuple[Citation, ...]:
+        """Those that hold; none before they were checked."""
+        return tuple(self.checked.citations) if self.checked else ()
+
+    def settle(self, checked: Checked) -> str:
+        """Takes over what was checked; what is to be sent still, where none of the citations held."""
+        remark = UNCITED[language(self.turn.question)] if checked.dropped and not checked.citations else ""
+        self.checked = msgspec.structs.replace(checked, content=checked.content + remark)
+        return remark
 
     def usage(self, status: MessageStatus) -> Usage:
         """As the model told, or its own estimate where it was cut short; nothing where it failed before it began."""

@@ -1,4 +1,4 @@
-"""Finds, in a cited passage, the exact words that back a statement."""
+"""Finds, in a cited passage, the exact words that back a statement, and whether they do."""
 
 import re
 from collections.abc import Sequence
@@ -7,8 +7,16 @@ import msgspec
 import numpy as np
 
 from internal.entities.conversations import Citation
-from internal.services.citations import Cited
-from internal.services.evidence import Sentences, content_terms
+from internal.services.citations import AnswerText, Cited, Mark
+from internal.services.evidence import (
+    BACKGROUND,
+    Sentences,
+    Vectors,
+    content_terms,
+    coverage,
+    language,
+    relevances,
+)
 from internal.services.extractive import Embeds
 from internal.services.places import place
 from internal.services.terms import TermAnalyser
@@ -19,6 +27,9 @@ from pkg.ctxutil import Context
 LONGEST_QUOTE = 600
 LONG_CLAIM = 300  # characters of words from which the end of a sentence is as good as all of it
 WORD = re.compile(r"\w+")
+FEW_TERMS = 3  # "Yes" and "two years" can't be judged
+MOSTLY, SHARED = 0.7, 0.2
+NEAR, NEAR_ACROSS, STRANGE = 0.55, 0.38, 0.2
 SURE = 0.15  # share of common terms from which words alone decide; below it, as across languages, meaning does
 
 
@@ -30,68 +41,140 @@ class Span(msgspec.Struct, frozen=True):
     text: str
 
 
+class Support(msgspec.Struct, frozen=True, kw_only=True):
+    """What words say of a statement and its passage: how many terms it has, the share of them that the passage has,
+    and whether it has a number that the passage hasn't."""
+
+    terms: int
+    shared: float
+    strange_number: bool
+    crosses_languages: bool
+
+    @property
+    def decided(self) -> bool:
+        """Whether words are enough."""
+        return self.terms < FEW_TERMS or (self.shared >= MOSTLY and not self.strange_number)
+
+    def holds(self, cosine: float | None) -> bool:
+        """Whether the passage bears the statement out; `cosine` is the centred one to its nearest sentence, if known.
+
+        Measured on the sentences of mtrag's reference answers: with passages that they were written from .97 hold,
+        with passages on other subjects .05, with others of the same collection .23. Across languages, on sentences of
+        xquad and their translations: .98, and .01. By words alone: .96, .04 and .10.
+        """
+        if self.decided:
+            return True
+        if cosine is None:
+            return self.crosses_languages or self.shared >= SHARED
+        if self.crosses_languages:
+            return cosine >= NEAR_ACROSS
+        return cosine + 0.5 * self.shared - (STRANGE if self.strange_number else 0.0) >= NEAR
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """An answer without the marks that its passages don't bear out, and the citations that are left."""
+
+    content: str
+    citations: list[Citation]
+    dropped: int
+
+
+class _Backed(msgspec.Struct, frozen=True):
+    """The sentence of a passage that is nearest to a statement, and whether the passage bears the statement out."""
+
+    span: Span
+    supported: bool
+
+
 class Quoter:
     """Makes citations of marks. Each quote is cut out of the passage, never rewritten."""
 
-    def __init__(self, embedder: Embeds, split: Sentences) -> None:
+    def __init__(self, embedder: Embeds, split: Sentences, *, calibrated: bool = False) -> None:
+        """`calibrated` says that the embedder is the built-in one, whose cosines the bounds were measured with."""
         self._embedder = embedder
         self._split = split
+        self._calibrated = calibrated
+        self._neutral: dict[str, Vectors] = {}
         self._analyser = TermAnalyser()
         self._log = logger.get("quotes")
 
-    async def cite(self, ctx: Context, cited: Sequence[Cited]) -> list[Citation]:
-        """One citation for each mark's passage, in order."""
-        return [await self._citation(ctx, item) for item in cited]
+    async def check(self, ctx: Context, answer: AnswerText) -> Checked:
+        """Drops marks whose passage doesn't bear out the statement before them, and quotes the others' passages."""
+        unsupported: set[Mark] = set()
+        citations: list[Citation] = []
+        for item in answer.cited():
+            spans = locate(item.passage.text, self._split(item.passage.text))
+            backed = {claim: await self._backed(ctx, item.passage.text, spans, claim) for claim in item.claims}
+            unsupported |= {Mark(item.index, claim) for claim, found in backed.items() if not found.supported}
+            if supported := [found.span for found in backed.values() if found.supported]:
+                citations.append(_citation(item, supported))
+        if unsupported:
+            self._log.info("citations dropped", dropped=len(unsupported), kept=len(citations))
+        return Checked(answer.without(unsupported) if unsupported else answer.text, citations, len(unsupported))
 
-    async def _citation(self, ctx: Context, item: Cited) -> Citation:
-        passage = item.passage
-        start, end = await self._quote(ctx, passage.text, item.claims)
-        piece = passage.piece(start, end)
-        end = min(end, piece.end)
-        return Citation(
-            index=item.index,
-            chunk_id=piece.chunk_id,
-            document_id=passage.document_id,
-            filename=passage.filename,
-            quote=passage.text[start:end],
-            location=place(piece.parts, piece.location, start - piece.start, end - piece.start),
-        )
-
-    async def _quote(self, ctx: Context, text: str, claims: Sequence[str]) -> tuple[int, int]:
-        """Where the sentence behind each claim stands; several are quoted together with what stands between them."""
-        spans = locate(text, self._split(text))
+    async def _backed(self, ctx: Context, text: str, spans: Sequence[Span], claim: str) -> _Backed:
+        """What backs a statement. Without sentences that can be found, the beginning of the passage."""
         if not spans:
             bare = text.strip()[:LONGEST_QUOTE].rstrip()
-            return text.index(bare), text.index(bare) + len(bare)
-        best = [await self._best(ctx, spans, claim) for claim in claims] or [spans[0]]
-        start, end = min(span.start for span in best), max(span.end for span in best)
-        if end - start > LONGEST_QUOTE:
-            start, end = best[0].start, min(best[0].end, best[0].start + LONGEST_QUOTE)
-        return start, end
-
-    async def _best(self, ctx: Context, spans: Sequence[Span], claim: str) -> Span:
+            start = text.index(bare)
+            return _Backed(Span(start, start + len(bare), bare), supported=True)
         said = worded(claim)
         for span in spans:
-            text = worded(span.text)
-            if text == said or (len(said) > LONG_CLAIM and text.endswith(said)):
-                return span
+            found = worded(span.text)
+            if found == said or (len(said) > LONG_CLAIM and found.endswith(said)):
+                return _Backed(span, supported=True)
         wanted = content_terms(self._analyser, claim)
         scores = [overlap(wanted, content_terms(self._analyser, span.text)) for span in spans]
+        near = spans[int(np.argmax(scores))]
+        known = content_terms(self._analyser, text)
+        evidence = Support(
+            terms=len(wanted),
+            shared=coverage(wanted, known),
+            strange_number=any(any(map(str.isdigit, term)) for term in wanted - known),
+            crosses_languages=language(claim) != language(text),
+        )
         if max(scores) < SURE and len(spans) > 1:
-            scores = await self._meanings(ctx, spans, claim) or scores
-        return spans[int(np.argmax(scores))]
+            cosines = await self._cosines(ctx, claim, spans)
+            if cosines:
+                near = spans[int(np.argmax(cosines))]
+            return _Backed(near, supported=evidence.holds(max(cosines) if cosines and self._calibrated else None))
+        if evidence.decided or not self._calibrated:
+            return _Backed(near, supported=evidence.holds(None))
+        cosines = await self._cosines(ctx, claim, [near])
+        return _Backed(near, supported=evidence.holds(max(cosines) if cosines else None))
 
-    async def _meanings(self, ctx: Context, spans: Sequence[Span], claim: str) -> list[float]:
-        """Cosines of claim and sentences; none while the embedder is away, since a quote is only less apt then."""
+    async def _cosines(self, ctx: Context, claim: str, spans: Sequence[Span]) -> list[float]:
+        """Centred cosines of claim and sentences (see evidence.py); none while the embedder is away."""
+        said_in, written_in = language(claim), [language(span.text) for span in spans]
         try:
-            query = await self._embedder.embed_query(ctx, claim)
-            vectors = await self._embedder.embed_passages(ctx, [span.text for span in spans], lane="interactive")
+            for tongue in {said_in, *written_in} - self._neutral.keys():
+                self._neutral[tongue] = await self._embedder.embed_passages(ctx, BACKGROUND[tongue], lane="interactive")
+            texts = [claim, *(span.text for span in spans)]
+            vectors = await self._embedder.embed_passages(ctx, texts, lane="interactive")
         except AppError as error:
             if error.code not in TRANSIENT:
                 raise
-            self._log.warning("quotes chosen by words alone", code=error.code)
+            self._log.warning("citations judged by words alone", code=error.code)
             return []
-        return [float(cosine) for cosine in vectors @ query]
+        return relevances(vectors[0], said_in, vectors[1:], written_in, self._neutral).tolist()
+
+
+def _citation(item: Cited, spans: Sequence[Span]) -> Citation:
+    """Several sentences are quoted together with what stands between them, as far as one chunk goes."""
+    passage = item.passage
+    start, end = min(span.start for span in spans), max(span.end for span in spans)
+    if end - start > LONGEST_QUOTE:
+        start, end = spans[0].start, min(spans[0].end, spans[0].start + LONGEST_QUOTE)
+    piece = passage.piece(start, end)
+    end = min(end, piece.end)
+    return Citation(
+        index=item.index,
+        chunk_id=piece.chunk_id,
+        document_id=passage.document_id,
+        filename=passage.filename,
+        quote=passage.text[start:end],
+        location=place(piece.parts, piece.location, start - piece.start, end - piece.start),
+    )
 
 
 def locate(text: str, sentences: Sequence[str]) -> list[Span]:

@@ -93,7 +93,7 @@ def test_a_citation_names_the_page_and_heading_of_its_quote(
         assert 0.1 < y0 < y1 < 0.2
 
 
-def test_a_hit_has_the_place_where_its_passage_begins(client: httpx.Client) -> None:
+def test_a_hit_has_the_page_of_its_passage_that_has_the_words(client: httpx.Client) -> None:
     answer = client.post("/api/v1/search", json={"query": "umbrellas kept by the porter", "k": 1}).json()
     (hit,) = answer["items"]
-    assert (hit["location"]["page"], hit["location"]["heading"]) == (1, "Opening hours")
+    assert (hit["location"]["page"], hit["location"]["heading"]) == (3, "Lost property")

@@ -92,7 +92,7 @@ class Scene:
     """A user of a tenant, a colleague, and a chat service of their own."""
 
     def __init__(self, store: Store, fake: FakeOpenAI, seeded: Seeded) -> None:
-        self.fake, self.seeded, self.shelf = fake, seeded, Shelf()
+        self.store, self.fake, self.seeded, self.shelf = store, fake, seeded, Shelf()
         settings = Ai.model_validate(
             {"base_url": fake.base_url, "api_key": "k", "chat_model": "fake-chat", "timeout_seconds": 5}
         )
@@ -138,7 +138,8 @@ async def test_deltas_citations_done_and_the_stored_message_agree(scene: Scene) 
     assert isinstance(done, Done)
     text = "".join(event.text for event in events if isinstance(event, Delta))
     assert text == done.message.content == "Refunds take 30 days [1]. The battery is covered [2]. Both apply [2][1]."
-    question, answer = await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None)
+    question, _ = await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None)
+    answer = await _last(scene, conversation)
     assert (question.role, question.content) == ("user", "How long do refunds take?")
     assert answer == done.message
     assert answer.status is MessageStatus.COMPLETE
@@ -182,6 +183,34 @@ async def test_a_models_citation_has_the_place_of_its_quote(scene: Scene, module
         async with library.app.tenant(ctx) as tx:
             assert set(await tx.chunks.parts(entry.chunks)) == known
     await library.close()
+
+
+async def test_what_a_passage_does_not_bear_out_is_not_cited(scene: Scene) -> None:
+    """The mark goes from the stored answer, the others keep the numbers that were streamed."""
+    said = "Refunds are paid in 30 days [1]. The moon is made of green cheese [2]. The warranty lasts two years [2]."
+    scene.fake.replies.append(Reply(text=said))
+    conversation = await scene.conversations.add(scene.ctx)
+    events = [event async for event in scene.chat.answer(scene.ctx, conversation.id, "How long do refunds take?")]
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == said
+    done, cited = events[-1], events[-2]
+    assert isinstance(done, Done)
+    assert isinstance(cited, Citations)
+    kept = "Refunds are paid in 30 days [1]. The moon is made of green cheese. The warranty lasts two years [2]."
+    assert done.message.content == kept
+    assert [item.quote for item in cited.items] == ["Refunds are paid within 30 days.", "The warranty lasts two years."]
+    assert done.message.citations == cited.items
+    assert await _last(scene, conversation) == done.message
+
+
+async def test_an_answer_of_which_no_citation_holds_says_that_it_has_none(scene: Scene) -> None:
+    scene.fake.replies.append(Reply(text="Penguins march across frozen antarctic plains [1]."))
+    conversation = await scene.conversations.add(scene.ctx)
+    events = [event async for event in scene.chat.answer(scene.ctx, conversation.id, "How long do refunds take?")]
+    shown = "".join(event.text for event in events if isinstance(event, Delta))
+    assert shown == "Penguins march across frozen antarctic plains [1]." + UNCITED["en"]
+    answer = await _last(scene, conversation)
+    assert answer.content == "Penguins march across frozen antarctic plains." + UNCITED["en"]
+    assert answer.citations == []
 
 
 async def test_a_model_reads_on_and_cites_the_chunk_that_holds_the_words(
@@ -246,7 +275,7 @@ async def test_a_model_puts_a_follow_up_in_words_and_is_paid_for_it(scene: Scene
     conversation = await scene.conversations.add(scene.ctx)
     await chat.reply(scene.ctx, conversation.id, "How long does the warranty for phones last?")
     words = {"question": "Does the warranty for phones cover the screen?", "queries": ["手机保修 屏幕"]}
-    scene.fake.replies += [Reply(text=json.dumps(words)), Reply(text="It covers the battery and the screen [2].")]
+    scene.fake.replies += [Reply(text=json.dumps(words)), Reply(text="It covers the battery and the screen [3].")]
     answer = await chat.reply(scene.ctx, conversation.id, "Does it cover the screen?")
     assert [request.query for request in scene.shelf.asked[1:]] == [words["question"], *words["queries"]]
     assert scene.fake.chats[-1].body["messages"][-1]["content"].endswith("Question: Does it cover the screen?")
@@ -603,7 +632,9 @@ async def test_what_is_not_a_question_is_refused(scene: Scene, content: str) -> 
 
 
 async def _last(scene: Scene, conversation: Conversation) -> Message:
-    return (await scene.conversations.messages(scene.ctx, conversation.id, limit=10, after=None))[-1]
+    """As it is stored: its readers see no words of the shelf's documents, which don't exist."""
+    async with scene.store.tenant(scene.ctx) as tx:
+        return (await tx.messages.since(conversation.id, limit=50, after=None))[-1]
 
 
 async def _until_gone(fake: FakeOpenAI) -> None:

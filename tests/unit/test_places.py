@@ -179,7 +179,7 @@ async def cite(source: Passage, said: str) -> Citation:
     answer = AnswerText([source])
     answer.feed(said)
     answer.finish()
-    (citation,) = await Quoter(Words(), sentences).cite(CTX, answer.cited())
+    (citation,) = (await Quoter(Words(), sentences).check(CTX, answer)).citations
     return citation
 
 
