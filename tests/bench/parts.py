@@ -117,5 +117,6 @@ PARTS = (
     Part("upload", ("--pages", "60"), read_upload, _urls),
     Part("models", None, read_models),
     Part("memory", ("--recalls", "100"), read_lines),
+    Part("streams", ("--streams", "50", "--asks", "10"), read_lines),
     Part("caching", ("--asked", "600", "--every", "200"), read_lines),
 )
