@@ -155,11 +155,11 @@ class DocumentRepository:
 
     async def named(self, files: Sequence[str], titles: Sequence[str], *, limit: int) -> dict[UUID, str]:
         """File names, by id, of up to `limit` readable documents, the newest first: one of `files` ends with the name,
-        or one of `titles` stands in it. Case and width of what is compared don't matter; the caller gives both in
-        lower case and NFKC."""
+        or one of `titles` stands in it. Both are given in lower case; forms of characters aren't made alike, which
+        would take ten times as long."""
         rows = await self._conn.fetch(
             "select d.id, d.filename from documents d"
-            " cross join lateral (select lower(normalize(d.filename, nfkc)) as name) n"
+            " cross join lateral (select lower(d.filename) as name) n"
             " where d.tenant_id = $1 and (d.visibility = 'tenant' or d.owner_id = $2) and d.generation_id is not null"
             " and (exists (select 1 from unnest($3::text[]) f where right(f, length(n.name)) = n.name)"
             " or exists (select 1 from unnest($4::text[]) t where position(t in n.name) > 0))"

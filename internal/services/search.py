@@ -21,7 +21,17 @@ from internal.services.embedder import Embedder, Vectors
 from internal.services.passages import with_neighbours
 from internal.services.places import likeliest
 from internal.services.terms import TermAnalyser
-from internal.services.understanding import Wanted, better, holding, in_notations, in_tiers, meant, told, understand
+from internal.services.understanding import (
+    Wanted,
+    as_written,
+    better,
+    holding,
+    in_notations,
+    in_tiers,
+    meant,
+    told,
+    understand,
+)
 from pkg import logger
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
@@ -149,7 +159,7 @@ class SearchService:
         if not (wanted.files or wanted.titles):
             return frozenset()
         async with self._store.tenant(ctx) as tx:
-            known = await tx.documents.named(wanted.files, wanted.titles, limit=MOST_NAMED)
+            known = await tx.documents.named(*as_written(wanted, request.query), limit=MOST_NAMED)
         only = request.filters.document_ids
         within = {document: name for document, name in known.items() if not only or document in only}
         return meant(wanted, within) if len(known) < MOST_NAMED else frozenset()

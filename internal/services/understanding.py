@@ -105,6 +105,17 @@ def understand(query: str) -> Wanted:
     )
 
 
+def as_written(wanted: Wanted, query: str) -> tuple[list[str], list[str]]:
+    """The names and titles in lower case, in compatible forms and as the query has them: a file may be called either.
+
+    Of names the words up to them.
+    """
+    raw = [query[: match.end()].lower()[-LONGEST_NAME:] for match in ENDING.finditer(query)]
+    titles = [title.strip().lower() for title in TITLED.findall(query)]
+    titles = [title for title in titles if plain(title) in wanted.titles]
+    return list(dict.fromkeys((*wanted.files, *raw[:MOST_NAMES]))), list(dict.fromkeys((*wanted.titles, *titles)))
+
+
 def plain(name: str) -> str:
     """A file's name or title as such are compared: compatible forms and case made alike."""
     return unicodedata.normalize("NFKC", name).strip().lower()

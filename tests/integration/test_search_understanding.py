@@ -76,6 +76,7 @@ async def test_the_named_file_comes_first(service: SearchService, library: Libra
     assert set(english[:2]) == {"days in this one", "days in that"}
     assert len(english) == 5
     assert (await texts(service, ctx, "《员工手册》 vacation days", mode))[0] == "days in a third"
+    assert (await texts(service, ctx, "《员工手册（2024）》 vacation days", mode))[0] == "days in a third"
 
 
 async def test_a_private_or_foreign_file_is_no_name(service: SearchService, library: Library) -> None:
