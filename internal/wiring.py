@@ -37,9 +37,10 @@ PROBE_SECONDS = 10.0
 
 def space_of(settings: Settings) -> Space:
     """The embedding space that the settings ask for."""
+    half = settings.ai.embedding_storage == "halfvec"
     if settings.ai.embedding_model:
-        return Space(settings.ai.embedding_model, REMOTE_VERSION, settings.ai.embedding_dim)
-    return Space(LOCAL_MODEL, LOCAL_VERSION, LOCAL_EMBEDDING_DIM)
+        return Space(settings.ai.embedding_model, REMOTE_VERSION, settings.ai.embedding_dim, half=half)
+    return Space(LOCAL_MODEL, LOCAL_VERSION, LOCAL_EMBEDDING_DIM, half=half)
 
 
 async def open_store_of(stack: AsyncExitStack, settings: Settings, name: str, dsn: str) -> Store:

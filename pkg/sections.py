@@ -86,6 +86,9 @@ class Ai(Section):
     chat_model: str = ""
     embedding_model: str = ""
     embedding_dim: int = Field(default=LOCAL_EMBEDDING_DIM, ge=8, le=16000)
+    embedding_storage: Literal["vector", "halfvec"] = Field(
+        default="vector", description="single or half precision; beyond 2,000 dimensions always half"
+    )
     vision_model: str = ""
     transcription_model: str = ""
     timeout_seconds: float = Field(default=60.0, gt=0)

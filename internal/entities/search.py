@@ -16,17 +16,21 @@ MAX_INDEXED_DIM = 4000
 
 
 class Space(msgspec.Struct, frozen=True):
-    """What a vector means: model, version and dimension. `id` is 0 until the space is in the database."""
+    """What a vector means: model, version and dimension. `id` is 0 until the space is in the database.
+
+    `half` keeps its numbers in half precision though they would be indexed in single precision, too.
+    """
 
     model: str
     version: str
     dim: int
     id: int = 0
+    half: bool = False
 
     @property
     def storage(self) -> str:
         """The column's type."""
-        return "vector" if self.dim <= MAX_VECTOR_DIM else "halfvec"
+        return "halfvec" if self.half or self.dim > MAX_VECTOR_DIM else "vector"
 
     @property
     def table(self) -> str:

@@ -1,6 +1,7 @@
-"""Embedding spaces: one partitioned vector table for each (model, version, dimension)."""
+"""Embedding spaces: one partitioned vector table for each (model, version, dimension, precision)."""
 
 import asyncpg
+import msgspec
 
 from internal.entities.search import MAX_INDEXED_DIM, Space
 from internal.repositories.rows import sure
@@ -16,14 +17,15 @@ async def create_space(conn: asyncpg.Connection, space: Space) -> Space:
         found = await find_space(conn, space)
         if found is None:
             found = await _register(conn, space)
-        for known in await conn.fetch("select id, model, version, dim from embedding_spaces"):
-            await _ensure_function(conn, Space(known["model"], known["version"], known["dim"], known["id"]))
+        for known in await conn.fetch("select id, model, version, dim, storage from embedding_spaces"):
+            half = known["storage"] == "halfvec"
+            await _ensure_function(conn, Space(known["model"], known["version"], known["dim"], known["id"], half))
         return found
 
 
 async def _register(conn: asyncpg.Connection, space: Space) -> Space:
     number = sure(await conn.fetchval("select coalesce(max(id), 0)::int + 1 from embedding_spaces"))
-    made = Space(space.model, space.version, space.dim, number)
+    made = msgspec.structs.replace(space, id=number)
     await conn.execute(
         "insert into embedding_spaces (id, model, version, dim, storage) values ($1, $2, $3, $4, $5)",
         made.id,
@@ -46,14 +48,15 @@ async def _ensure_function(conn: asyncpg.Connection, space: Space) -> None:
 
 
 async def find_space(conn: asyncpg.Connection, space: Space) -> Space | None:
-    """The registered space with this model, version and dimension, or None."""
+    """The registered space with this model, version, dimension and precision, or None."""
     number = await conn.fetchval(
-        "select id from embedding_spaces where model = $1 and version = $2 and dim = $3",
+        "select id from embedding_spaces where model = $1 and version = $2 and dim = $3 and storage = $4",
         space.model,
         space.version,
         space.dim,
+        space.storage,
     )
-    return None if number is None else Space(space.model, space.version, space.dim, number)
+    return None if number is None else msgspec.structs.replace(space, id=number)
 
 
 def _table_sql(space: Space) -> str:

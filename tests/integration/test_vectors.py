@@ -11,7 +11,7 @@ from internal.entities.documents import Chunk
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
 from internal.entities.search import Space
-from internal.repositories.spaces import PARTITIONS, create_space
+from internal.repositories.spaces import PARTITIONS, create_space, find_space
 from tests.library import SPACE, Library, text_hash
 from tests.servers import Database
 
@@ -101,6 +101,28 @@ async def test_wide_spaces_are_half_precision(library: Library, dim: int) -> Non
     )
     assert indexes == (PARTITIONS if dim <= 4000 else 0)
     assert len(entry.chunks) == 2
+
+
+async def test_a_model_may_be_kept_in_either_precision(library: Library) -> None:
+    """Two spaces, which know nothing of each other's vectors."""
+    single = await create_space(library.owner, Space("either", "1", 64))
+    half = await create_space(library.owner, Space("either", "1", 64, half=True))
+    assert (single.storage, half.storage) == ("vector", "halfvec")
+    assert single.id != half.id
+    assert await find_space(library.owner, Space("either", "1", 64, half=True)) == half
+    assert await find_space(library.owner, Space("either", "1", 64)) == single
+    ctx = await library.tenant()
+    texts = [f"north wind {number}" for number in range(30)]
+    await library.add(ctx, texts, space=half)
+    for mode in ("hybrid", "vector"):
+        hits = await library.search(ctx, "north wind 7", space=half, mode=mode)
+        assert hits[0].text == "north wind 7"
+    assert hits[0].similarity == pytest.approx(1, abs=1e-2)
+    assert await library.search(ctx, "north wind 7", space=single, mode="vector") == []
+    async with library.worker.tenant(ctx) as tx:
+        known = await tx.vectors.of_chunks(half, [hit.chunk_id for hit in hits])
+        assert {vector.dtype for vector in known.values()} == {np.dtype(np.float32)}
+        await tx.vectors.analyze(half)
 
 
 async def test_vectors_and_terms_go_with_their_chunks(library: Library) -> None:
