@@ -160,7 +160,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
     `question` is the user's own; `searched` is what the passages were found with: the same, or the question before it
     and this one where this one can't be understood alone. `remembered` is what was recalled of earlier turns. These
-    `passages` are the best of `extent`, 0 where nobody counted.
+    `passages` are the best of `extent`, 0 where nobody counted; `coverage` is the search's.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -169,6 +169,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     passages: tuple[Passage, ...]
     remembered: tuple[Recollection, ...] = ()
     extent: int = 0
+    coverage: float = 0.0
 
     @property
     def follows(self) -> bool:

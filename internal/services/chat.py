@@ -228,12 +228,11 @@ class ChatService:
         if rewritten.usage is not None:
             await self._book(ctx, known.id, rewritten.model, rewritten.usage)
         narrow = Filters(document_ids=document_ids or known.document_ids)
-        hits = fused(
-            [
-                (await self._search.search(ctx, SearchRequest(query=query, k=PASSAGES, filters=narrow))).items
-                for query in (searched, *rewritten.queries)
-            ]
-        )
+        found = [
+            await self._search.search(ctx, SearchRequest(query=query, k=PASSAGES, filters=narrow))
+            for query in (searched, *rewritten.queries)
+        ]
+        hits = fused([result.items for result in found])
         recalled = Recalled()
         if self._memory:
             recalled = await self._memory.recall(ctx, known.id, searched, history, question.id)
@@ -250,6 +249,7 @@ class ChatService:
                 history,
                 recalled,
                 await self._extent(ctx, narrow),
+                found[0].coverage,
             ),
         )
 

@@ -79,10 +79,9 @@ MOST_TITLE_WORDS = 5
 SAYS_SOMETHING = re.compile(r"[\d.!?:;。！？：；，,=|零〇一二三四五六七八九十百千万]")
 
 
-BAR = {"en": 16.1, "zh": 14.3}
+BAR = {"en": 18.3, "zh": 13.8}
 """What the evidence must outweigh among MANY passages, by the language of question and passages."""
-FEW, MANY, LOWER = 4, 300, 3.4
-"""Among FEW it must outweigh LOWER less."""
+FEW, MANY = 4, 300
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -107,26 +106,28 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     crosses_languages: bool
     asked_in: str = "en"
 
-    def confidence(self, extent: int) -> float:
+    def confidence(self, extent: int, coverage: float) -> float:
         """Log-odds that the passages, the best of `extent`, answer a question that stands alone.
 
-        Logistic fits on public questions, each once among passages that answer it and once among as many (160 to 430)
-        that answer others of its set: rgb in English refuses .87 of the latter and .07 of the former, in Chinese .97
-        and .07, docqa_zh, whose questions are on few subjects, .77 and .12. The fewer passages there are, the less does
-        the best of them resemble a question by chance: with FEW the bar lies where it parts the questions of the tests
-        on a handbook of four passages.
+        `coverage` is the share of the question's terms that the best one has, the rarer the heavier (see the search).
+        It tells much, and the more passages there are, the less does a likeness mean that the best of them has by
+        chance; but among a few nobody knows which words are rare. So it is one fit among MANY, on public questions,
+        each once among passages that answer it and once among as many (160 to 430) that answer others of its set: rgb
+        in English refuses .87 of the latter and .06 of the former, in Chinese .96 and .03, docqa_zh, whose questions
+        are on few subjects, .82 and .14; another among FEW; and between them what lies between.
         """
         if self.crosses_languages:  # no words in common: the cosines alone decide, and less surely
             return 13.0 * self.relevance + 30.0 * self.above_rest - 10.9
-        chance = LOWER * math.log(MANY / min(max(extent, FEW), MANY)) / math.log(MANY / FEW)
-        words = 1.9 * self.sentence_coverage + 6.7 * self.passage_coverage
-        return 2.8 * self.relevance + 16.7 * self.above_rest + words - (BAR[self.asked_in] - chance)
+        words = 10.9 * coverage + 1.5 * self.sentence_coverage + 3.4 * self.passage_coverage
+        among_many = 4.8 * self.relevance + 12.2 * self.above_rest + words - BAR[self.asked_in]
+        share = math.log(min(max(extent, FEW), MANY) / FEW) / math.log(MANY / FEW)
+        return share * among_many + (1 - share) * self.plausibility()
 
     def plausibility(self) -> float:
-        """The same for what is more than half expected to answer: the user's own words, and questions that lean on the
-        ones before them."""
+        """The same among FEW, and for what is more than half expected to answer: the user's own words, and questions
+        that lean on the ones before them."""
         if self.crosses_languages:
-            return self.confidence(MANY)
+            return self.confidence(FEW, 0.0)
         covered = self.sentence_coverage + self.passage_coverage
         return 5.4 * self.relevance + 16.8 * self.above_rest + 3.0 * covered - 10.2
 

@@ -144,7 +144,7 @@ class ExtractiveModel:
             return []
         question = subject(prompt.question)
         found = candidates(self._analyser, self._split, question, prompt.passages)
-        measured = await self._weighed(ctx, question, found, prompt.extent)
+        measured = await self._weighed(ctx, question, found, prompt.extent, prompt.coverage)
         return measured.chosen(found) if measured and (sure or measured.confident) else []
 
     async def _answers_to_both(self, ctx: Context, prompt: Prompt, *, sure: bool) -> list[Candidate]:
@@ -168,13 +168,15 @@ class ExtractiveModel:
         measured = await self._weighed(ctx, prompt.searched, apt)
         return measured.chosen(apt) if measured and (sure or measured.plausible) else []
 
-    async def _weighed(self, ctx: Context, question: str, found: list[Candidate], extent: int = 0) -> "_Weighed | None":
+    async def _weighed(
+        self, ctx: Context, question: str, found: list[Candidate], extent: int = 0, covered: float = 0.0
+    ) -> "_Weighed | None":
         """What speaks for the sentences, of passages that are the best of `extent`; None where there is none."""
         if not found:
             return None
         measured = await self._measure(ctx, question, found)
         evidence = weigh(self._analyser, question, found, measured.relevance, measured.background)
-        return _Weighed(measured, evidence.confidence(extent) > 0, evidence.plausibility() > 0)
+        return _Weighed(measured, evidence.confidence(extent, covered) > 0, evidence.plausibility() > 0)
 
     async def _measure(self, ctx: Context, question: str, found: list[Candidate]) -> "_Measured":
         """How near the sentences, at least one, are to the question."""

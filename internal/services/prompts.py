@@ -93,6 +93,7 @@ def build(
     history: Sequence[Message],
     recalled: Recalled | None = None,
     extent: int = 0,
+    coverage: float = 0.0,
 ) -> Prompt:
     """The whole prompt. A nonce that nobody could know when a document was written marks where data begins and ends."""
     nonce = secrets.token_hex(8)
@@ -111,6 +112,7 @@ def build(
         passages=fitting,
         remembered=remembered,
         extent=extent,
+        coverage=coverage,
     )
 
 
