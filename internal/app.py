@@ -20,6 +20,7 @@ from internal.handlers.server import Server, inherited
 from internal.parsers.sandbox import Sandbox
 from internal.providers.antivirus import open_antivirus
 from internal.providers.blobs import open_blobs
+from internal.providers.model_calls import ModelCalls
 from internal.providers.ocr import LocalOcr
 from internal.repositories import migrate as migrations
 from internal.repositories.broadcasts import Megaphone
@@ -110,7 +111,8 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         caching = TwoLevelCache(SharedLevel(cache, sealer), memory_bytes=settings.cache.memory_mb * MEGABYTE)
         caching.start()
         stack.push_async_callback(caching.close)
-        embedder = await open_embedder(stack, settings, store, caching)
+        calls = ModelCalls()
+        embedder = await open_embedder(stack, settings, store, caching, calls)
         tokens = AccessTokens(settings.auth.jwt_secret.get_secret_value(), minutes=settings.auth.access_minutes)
         authenticator = Authenticator(store, tokens)
         passwords = Passwords()
@@ -119,7 +121,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             embedder,
             TermAnalyser(),
             caching if settings.cache.searches else None,
-            open_reranker(stack, settings),
+            open_reranker(stack, settings, calls),
         )
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
@@ -161,11 +163,12 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             searches=searches,
             caching=caching,
             conversations=ConversationService(store),
-            chat=open_chat(stack, settings, store, searches, embedder, memories),
+            chat=open_chat(stack, settings, store, searches, embedder, memories, calls),
             memories=memories,
             usage=UsageService(store),
             events=open_events(stack, settings, store, authenticator),
             installation=InstallationService(store),
+            model_calls=calls,
             registry=telemetry.registry(),
             max_file_bytes=settings.limits.max_file_mb * MEGABYTE,
             log_json=settings.log.format == "json",

@@ -6,7 +6,9 @@ from internal.entities.search import Space
 from internal.entities.tasks import TaskPolicy
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
+from internal.providers.model_calls import ModelCalls
 from internal.providers.rerank import RerankEndpoint
+from internal.providers.turns import Lane
 from internal.repositories import probe
 from internal.repositories.broadcasts import Listener
 from internal.repositories.store import Store, open_store
@@ -66,9 +68,16 @@ async def reach_database(name: str, dsn: str) -> None:
 
 
 async def open_embedder(
-    stack: AsyncExitStack, settings: Settings, store: Store, cache: TwoLevelCache | None = None
+    stack: AsyncExitStack,
+    settings: Settings,
+    store: Store,
+    cache: TwoLevelCache | None = None,
+    calls: ModelCalls | None = None,
 ) -> Embedder:
-    """The embedding model of the settings. Raises SettingsError where the database has no tables for it."""
+    """The embedding model of the settings, counted among `calls`.
+
+    Raises SettingsError where the database has no tables for it.
+    """
     wanted = space_of(settings)
     space = await store.find_space(wanted)
     if space is None:
@@ -81,15 +90,18 @@ async def open_embedder(
         require(settings, "MODELS__URL")
         provider = LocalEmbeddings(settings.models.url, space)
     stack.push_async_callback(provider.close)
+    if calls is not None:
+        calls.add(provider.retries)
     return Embedder(provider, cache)
 
 
-def open_reranker(stack: AsyncExitStack, settings: Settings) -> RerankEndpoint | None:
+def open_reranker(stack: AsyncExitStack, settings: Settings, calls: ModelCalls) -> RerankEndpoint | None:
     """None where no endpoint is set."""
     if not settings.ai.rerank_url:
         return None
     reranker = RerankEndpoint(settings.ai)
     stack.push_async_callback(reranker.close)
+    calls.add(reranker.retries)
     return reranker
 
 
@@ -100,9 +112,12 @@ def open_chat(
     searches: SearchService,
     embedder: Embedder,
     memories: MemoryService,
+    calls: ModelCalls,
 ) -> ChatService:
     """Chat with the model that the settings name, or with the one that only quotes."""
-    named = _open_model(stack, settings)
+    named = _open_model(stack, settings, "interactive")
+    if named is not None:
+        calls.add(named.retries)
     model = named or ExtractiveModel(embedder, sentences, searches)
     rewriter = ModelRewriter(named, settings.ai.rewrite) if named and settings.ai.rewrite != "off" else RuleRewriter()
     chat = ChatService(
@@ -119,15 +134,15 @@ def open_chat(
 
 def open_memories(stack: AsyncExitStack, settings: Settings, store: Store, embedder: Embedder) -> MemoryService:
     """The memory with the strategy that the settings name."""
-    model = _open_model(stack, settings) if settings.ai.summarizer == "model" else None
+    model = _open_model(stack, settings, "ingest") if settings.ai.summarizer == "model" else None
     summarizer = ModelSummarizer(model) if model else RuleSummarizer()
     return MemoryService(store, embedder, TermAnalyser(), summarizer)
 
 
-def _open_model(stack: AsyncExitStack, settings: Settings) -> OpenAIChat | None:
+def _open_model(stack: AsyncExitStack, settings: Settings, lane: Lane) -> OpenAIChat | None:
     if not (settings.ai.base_url and settings.ai.chat_model):
         return None
-    model = OpenAIChat(settings.ai)
+    model = OpenAIChat(settings.ai, lane=lane)
     stack.push_async_callback(model.close)
     return model
 

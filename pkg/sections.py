@@ -89,6 +89,8 @@ class Ai(Section):
     embedding_storage: Literal["vector", "halfvec"] = Field(
         default="vector", description="single or half precision; beyond 2,000 dimensions always half"
     )
+    embedding_batch: int = Field(default=128, ge=1, le=2048, description="texts of one request")
+    embedding_batch_tokens: int = Field(default=32_000, ge=100, le=1_000_000, description="these together")
     vision_model: str = ""
     transcription_model: str = ""
     timeout_seconds: float = Field(default=60.0, gt=0)

@@ -33,6 +33,7 @@ from internal.handlers.allowed import Allowed, methods_of
 from internal.handlers.auth import Admission, provide_context
 from internal.handlers.installation import InstallationMetrics
 from internal.handlers.lingering import LingeringClose
+from internal.handlers.model_metrics import ModelMetrics
 from internal.handlers.observation import Observation, RequestLines, RequestMetrics
 from internal.handlers.operations import Description
 from internal.handlers.parameters import refuse_unknown_parameters
@@ -41,6 +42,7 @@ from internal.handlers.replays import Replays
 from internal.handlers.requests import JSON_LIMIT, StrictRequest
 from internal.handlers.schema import describe
 from internal.handlers.sockets import refusing
+from internal.providers.model_calls import ModelCalls
 from internal.services.api_keys import ApiKeyService
 from internal.services.authentication import Authenticator
 from internal.services.batches import BatchService
@@ -188,6 +190,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     caching: TwoLevelCache
     events: EventService
     installation: InstallationService
+    model_calls: ModelCalls
     registry: CollectorRegistry
     max_file_bytes: int
     log_json: bool
@@ -243,6 +246,7 @@ def create_api(api: Api) -> ASGIApp:
         lambda: api.events.readers
     )
     api.registry.register(cache.CacheMetrics(api.caching))
+    api.registry.register(ModelMetrics(api.model_calls))
     api.registry.register(InstallationMetrics(lambda: api.installation.latest))
     return Observation(
         tus.TusHeaders(LingeringClose(replays.around(Allowed(app, methods_of(app))))),

@@ -1,8 +1,6 @@
 """Texts to vectors: by the local model process, or by an OpenAI-compatible endpoint; the same wire format for both."""
 
 import asyncio
-import base64
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -10,43 +8,27 @@ from typing import Any, Literal, Protocol
 import httpx2
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import openai
 from openai import AsyncOpenAI
 
-from internal.entities.conversations import Usage
 from internal.entities.search import Space
-from internal.providers.retries import Retries
+from internal.providers.embedding_batches import BatchSize, TooBigError, estimate_tokens, excess_of, tokens_of
+from internal.providers.embedding_wire import Embedded, codes_of, decode, joined, usage_of
+from internal.providers.retries import Answered, Retries
+from internal.providers.turns import LANES, Lane
+from pkg import logger
 from pkg.apperr import AppError, Code, SettingsError
 from pkg.sections import Ai
 
 Kind = Literal["query", "passage"]
-Lane = Literal["interactive", "ingest"]
-Vectors = npt.NDArray[np.float32]
 
 ATTEMPTS: Mapping[str, int] = {"interactive": 2, "ingest": 5}
 CONNECT_SECONDS = 5.0
 INTERACTIVE_SECONDS = 15.0
-MISFIT_SECONDS = 60.0
-"""How soon to look again whether a model of the wrong dimension has been set right."""
 LOCAL_BATCH = 64
 LOCAL_COUNTED = 2000
-REMOTE_BATCH = 128
-REMOTE_TOKENS = 32_000
 REMOTE_AT_A_TIME = 4
-WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
-
-
-class Embedded(msgspec.Struct, frozen=True):
-    """Unit vectors of shape (texts, dim), and the tokens that they took.
-
-    `codes` are those of each text's tokens (see internal/models/token_codes.py); empty where the model has none, or
-    none were wanted.
-    """
-
-    vectors: Vectors
-    usage: Usage
-    codes: list[bytes] = []
+"""Of each lane, so that a query never waits for the batches of a file."""
 
 
 class EmbeddingProvider(Protocol):
@@ -63,9 +45,18 @@ class EmbeddingProvider(Protocol):
         ...
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        lane: Lane,
+        deadline: float | None = None,
+        searched: bool = False,
+        partly: bool = False,
     ) -> Embedded:
         """One vector a text, in its order. `deadline` is a `time.monotonic()` value.
+
+        `partly`: where the model goes away midway it answers the vectors of the first texts, which were paid for.
 
         `searched` are passages that are stored and queries for them: the built-in model's vectors are neutral to
         language then, and come with codes, and can't be compared with its others.
@@ -80,14 +71,27 @@ class EmbeddingProvider(Protocol):
 
 
 class _Endpoint:
-    """Calls of `/v1/embeddings`, tried again as often and as long as the lane's callers can wait for."""
+    """Calls of `/v1/embeddings`, tried again as often and as long as the lane's callers can wait for.
 
-    def __init__(self, client: AsyncOpenAI, model: str, space: Space, *, keys: Sequence[str], seconds: float) -> None:
+    Where it `splits`, a refusal of several texts for their number or length is a TooBigError.
+    """
+
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        model: str,
+        space: Space,
+        *,
+        keys: Sequence[str],
+        seconds: float,
+        splits: bool = False,
+    ) -> None:
         self._client = client
         self._model = model
         self._space = space
         self._seconds = seconds
-        self._retries = Retries("embedding", model, keys, refusal=self._refusal, backoff_seconds=0.3)
+        self._splits = splits
+        self.retries = Retries("embedding", model, keys, refusal=self._refusal, backoff_seconds=0.3)
 
     async def embed(
         self,
@@ -99,21 +103,31 @@ class _Endpoint:
     ) -> Embedded:
         """One request."""
 
-        async def attempt(key: str) -> Any:
-            return await self._client.with_options(api_key=key).embeddings.create(
-                model=self._model,
-                input=list(texts),
-                encoding_format="base64",
-                extra_body=body or None,
-                extra_headers=headers or None,
-            )
+        async def attempt(key: str) -> Answered[Any]:
+            embeddings = self._client.with_options(api_key=key).embeddings
+            try:
+                raw = await embeddings.with_raw_response.create(
+                    model=self._model,
+                    input=list(texts),
+                    encoding_format="base64",
+                    extra_body=body or None,
+                    extra_headers=headers or None,
+                )
+            except openai.APIStatusError as error:
+                excess = excess_of(error) if self._splits and len(texts) > 1 else None
+                if excess is None:
+                    raise
+                raise TooBigError(excess) from error
+            return Answered(raw.parse(), raw.headers)
 
         seconds = min(self._seconds, INTERACTIVE_SECONDS) if lane == "interactive" else self._seconds
         if deadline is not None:
             seconds = min(seconds, deadline - time.monotonic())
-        answer = await self._retries.call(attempt, tries=ATTEMPTS[lane], seconds=seconds)
-        vectors = _decode(answer, len(texts), self._space.dim)
-        return Embedded(vectors, _usage(answer, texts), _codes(answer) if body.get("for_search") else [])
+        answer = await self.retries.call(
+            attempt, tries=ATTEMPTS[lane], seconds=seconds, lane=lane, tokens=tokens_of(texts)
+        )
+        vectors = decode(answer, len(texts), self._space.dim)
+        return Embedded(vectors, usage_of(answer, texts), codes_of(answer) if body.get("for_search") else [])
 
     def _refusal(self, error: openai.APIStatusError) -> str:
         if isinstance(error, openai.NotFoundError):
@@ -149,16 +163,33 @@ class LocalEmbeddings:
         """It does."""
         return True
 
+    @property
+    def retries(self) -> Retries:
+        """How its calls fare."""
+        return self._endpoint.retries
+
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        lane: Lane,
+        deadline: float | None = None,
+        searched: bool = False,
+        partly: bool = False,
     ) -> Embedded:
         """In requests of 64 texts one after the other: the process fills its cores with one of them."""
         body = {"input_type": kind, "for_search": searched}
-        parts = [
-            await self._endpoint.embed(texts[start : start + LOCAL_BATCH], lane, deadline, body, {"X-Lane": lane})
-            for start in range(0, len(texts), LOCAL_BATCH)
-        ]
-        return _joined(parts, self._space.dim)
+        parts: list[Embedded] = []
+        for start in range(0, len(texts), LOCAL_BATCH):
+            batch = texts[start : start + LOCAL_BATCH]
+            try:
+                parts.append(await self._endpoint.embed(batch, lane, deadline, body, {"X-Lane": lane}))
+            except AppError as error:
+                if not (partly and parts and error.code is Code.MODEL_UNAVAILABLE):
+                    raise
+                break
+        return joined(parts, self._space.dim)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Counted by the model's own tokenizer."""
@@ -199,8 +230,11 @@ class OpenAIEmbeddings:
             space,
             keys=settings.api_keys or ("unused",),  # Ollama and vLLM take any key
             seconds=settings.timeout_seconds,
+            splits=True,
         )
-        self._places = asyncio.Semaphore(REMOTE_AT_A_TIME)
+        self._size = BatchSize(texts=settings.embedding_batch, tokens=settings.embedding_batch_tokens)
+        self._places = {lane: asyncio.Semaphore(REMOTE_AT_A_TIME) for lane in LANES}
+        self._log = logger.get("models")
 
     @property
     def space(self) -> Space:
@@ -212,23 +246,68 @@ class OpenAIEmbeddings:
         """No endpoint tells of single tokens."""
         return False
 
+    @property
+    def retries(self) -> Retries:
+        """How its calls fare."""
+        return self._endpoint.retries
+
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        lane: Lane,
+        deadline: float | None = None,
+        searched: bool = False,
+        partly: bool = False,
     ) -> Embedded:
         """In batches bounded by count and tokens, up to four at a time; scaled to unit length; never with codes."""
         try:
             async with asyncio.TaskGroup() as group:
-                calls = [group.create_task(self._call(batch, lane, deadline)) for batch in batches(texts)]
+                calls = [
+                    group.create_task(self._end(batch, lane, deadline, partly=partly))
+                    for batch in self._size.split(texts)
+                ]
         except ExceptionGroup as failures:
             # The others were cancelled; what the first one says is what the caller can act on.
             raise failures.exceptions[0] from None
-        return _joined([call.result() for call in calls], self._space.dim)
+        ends = [call.result() for call in calls]
+        parts: list[Embedded] = []
+        for end in ends:
+            if isinstance(end, Embedded):
+                parts.append(end)
+                continue
+            if not parts:
+                raise end
+            break
+        return joined(parts, self._space.dim)
 
-    async def _call(self, texts: Sequence[str], lane: Lane, deadline: float | None) -> Embedded:
-        async with self._places:
-            found = await self._endpoint.embed(texts, lane, deadline, {}, {})
+    async def _end(
+        self, texts: Sequence[str], lane: Lane, deadline: float | None, *, partly: bool
+    ) -> Embedded | AppError:
+        """A batch's vectors; or, not to cut off the others, that the model is away."""
+        try:
+            async with self._places[lane]:
+                found = await self._call(texts, lane, deadline)
+        except AppError as error:
+            if not (partly and error.code is Code.MODEL_UNAVAILABLE):
+                raise
+            return error
         lengths = np.linalg.norm(found.vectors, axis=1, keepdims=True)
         return Embedded(found.vectors / np.maximum(lengths, 1e-12), found.usage)
+
+    async def _call(self, texts: Sequence[str], lane: Lane, deadline: float | None) -> Embedded:
+        """In two halves, and so on, where the endpoint finds a batch too big; the next ones are as small at once."""
+        try:
+            return await self._endpoint.embed(texts, lane, deadline, {}, {})
+        except TooBigError as error:
+            excess = error.excess
+        middle = (len(texts) + 1) // 2
+        halves = texts[:middle], texts[middle:]
+        self._log.info("embedding batch halved", model=self._space.model, texts=len(texts), too_many=excess)
+        parts = [await self._call(batch, lane, deadline) for half in halves for batch in self._size.split(half)]
+        self._size.learn(excess, *halves)
+        return joined(parts, self._space.dim)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Estimated: no endpoint counts, and no tokenizer is known for every model."""
@@ -241,82 +320,6 @@ class OpenAIEmbeddings:
 
 class _Counts(msgspec.Struct):
     counts: list[int]
-
-
-def estimate_tokens(text: str) -> int:
-    """Rather too many: one for each wide character, one for three others."""
-    wide = len(WIDE.findall(text))
-    return wide + -(-(len(text) - wide) // 3)
-
-
-def batches(texts: Sequence[str]) -> list[list[str]]:
-    """Texts in order, in batches of at most 128 texts and about 32,000 tokens; a longer text is a batch of its own."""
-    made: list[list[str]] = []
-    room = 0
-    for text in texts:
-        cost = estimate_tokens(text)
-        if not made or len(made[-1]) == REMOTE_BATCH or cost > room:
-            made.append([])
-            room = REMOTE_TOKENS
-        made[-1].append(text)
-        room -= cost
-    return made
-
-
-def _joined(parts: Sequence[Embedded], dim: int) -> Embedded:
-    """What several requests brought, as if it had been one."""
-    vectors = [part.vectors for part in parts] or [np.empty((0, dim), np.float32)]
-    usage = Usage(
-        prompt_tokens=sum(part.usage.prompt_tokens for part in parts),
-        estimated=any(part.usage.estimated for part in parts),
-    )
-    return Embedded(np.concatenate(vectors), usage, [code for part in parts for code in part.codes])
-
-
-def _usage(answer: Any, texts: Sequence[str]) -> Usage:
-    """What the endpoint says that it counted; some say nothing, or nonsense."""
-    tokens = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
-    if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0:
-        return Usage(prompt_tokens=tokens)
-    return Usage(prompt_tokens=sum(map(estimate_tokens, texts)), estimated=True)
-
-
-def _codes(answer: Any) -> list[bytes]:
-    """In the order of the texts. `_decode` has looked at the rest of the answer."""
-    items = sorted(answer.data, key=lambda item: item.index)
-    try:
-        return [base64.b64decode(item.token_codes) for item in items]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent no token codes; is it an older one?") from error
-
-
-def _decode(answer: Any, count: int, dim: int) -> Vectors:
-    """Vectors in the order of the texts; some endpoints ignore `base64` and send numbers."""
-    try:
-        items = sorted(answer.data, key=lambda item: item.index)
-        rows = [
-            np.frombuffer(base64.b64decode(item.embedding), "<f4")
-            if isinstance(item.embedding, str)
-            else np.asarray(item.embedding, np.float32)
-            for item in items
-        ]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent something else than embeddings.") from error
-    if len(rows) != count:
-        raise AppError(Code.MODEL_BAD_ANSWER, f"The embedding model sent {len(rows)} embeddings for {count} texts.")
-    widths = {row.shape[0] for row in rows}
-    if widths != {dim}:
-        # A setting is at fault, not the text: tasks are held until it is mended instead of using up their tries.
-        raise AppError(
-            Code.MODEL_UNAVAILABLE,
-            f"The embedding model sends {', '.join(map(str, sorted(widths)))} dimensions where AI__EMBEDDING_DIM says"
-            f" {dim}; the operator should set AI__EMBEDDING_DIM to the model's dimension.",
-            retry_after=MISFIT_SECONDS,
-        )
-    vectors = np.stack(rows).astype(np.float32, copy=False)
-    if not np.isfinite(vectors).all():
-        raise AppError(Code.MODEL_BAD_ANSWER, "The embedding model sent values that are not numbers.")
-    return vectors
 
 
 def _http_client(url: str, seconds: float) -> httpx2.AsyncClient:

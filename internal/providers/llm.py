@@ -1,6 +1,7 @@
 """Chat models behind OpenAI's wire format: OpenAI, Azure, vLLM, Ollama, DashScope, DeepSeek and their like."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from internal.providers.llm_wire import (
     said_done,
     watch_end,
 )
-from internal.providers.retries import Retries
+from internal.providers.retries import WAIT_SHARE, Answered, Retries
+from internal.providers.turns import Lane
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 from pkg.resilience import CircuitBreaker
@@ -77,12 +79,15 @@ class OpenAIChat:
         breaker: CircuitBreaker | None = None,
         between_seconds: float | None = None,
         backoff_seconds: float = 0.5,
+        lane: Lane = "interactive",
     ) -> None:
+        """`lane` tells whether people wait for its answers, or tasks."""
         self.name = settings.chat_model
+        self._lane: Lane = lane
         self._first_seconds = settings.timeout_seconds
         self._between_seconds = between_seconds or settings.timeout_seconds / 2
         keys = settings.api_keys or ("unused",)  # Ollama and vLLM take any key
-        self._retries = Retries(
+        self.retries = Retries(
             "chat",
             self.name,
             keys,
@@ -106,12 +111,15 @@ class OpenAIChat:
         """Closes every connection."""
         await self._client.close()
 
-    async def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
+    def stream(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[str | Usage]:
         """The answer's text as it comes, without a model's thoughts, then its usage.
 
         A model that thinks first gives an empty piece first: from then on the call costs something.
         """
-        chunks = await self._open(ctx, prompt)
+        return self._pieces(ctx, prompt, math.inf)
+
+    async def _pieces(self, ctx: Context, prompt: Prompt, patience: float) -> AsyncGenerator[str | Usage]:
+        chunks = await self._open(ctx, prompt, patience)
         said: list[str] = []
         usage: Usage | None = None
         thoughts = Thoughts()
@@ -131,10 +139,11 @@ class OpenAIChat:
     async def complete(self, ctx: Context, messages: tuple[ChatMessage, ...], *, seconds: float) -> tuple[str, Usage]:
         """The whole answer and what it took. Raises MODEL_UNAVAILABLE, also after `seconds`, or MODEL_REFUSED."""
         said, usage = list[str](), Usage()
+        prompt = Prompt(messages=messages, question="", searched="", passages=())
         try:
             async with (
                 asyncio.timeout(seconds),
-                aclosing(self.stream(ctx, Prompt(messages=messages, question="", searched="", passages=()))) as pieces,
+                aclosing(self._pieces(ctx, prompt, seconds * WAIT_SHARE)) as pieces,
             ):
                 async for piece in pieces:
                     if isinstance(piece, Usage):
@@ -148,16 +157,17 @@ class OpenAIChat:
     def estimate(self, prompt: Prompt, said: str) -> Usage:
         """An approximate count, marked as such."""
         return Usage(
-            prompt_tokens=sum(estimate_tokens(message.content) for message in prompt.messages),
+            prompt_tokens=_tokens(prompt),
             completion_tokens=estimate_tokens(said),
             estimated=True,
         )
 
-    async def _open(self, ctx: Context, prompt: Prompt) -> AsyncGenerator[Chunk]:
+    async def _open(self, ctx: Context, prompt: Prompt, patience: float) -> AsyncGenerator[Chunk]:
         """Tries until a first chunk is there, for as long as a reader waits for one; answers the chunks from it on."""
 
-        async def attempt(key: str) -> AsyncGenerator[Chunk]:
-            chunks = self._chunks(await self._request(prompt, key))
+        async def attempt(key: str) -> Answered[AsyncGenerator[Chunk]]:
+            stream = await self._request(prompt, key)
+            chunks = self._chunks(stream)
             try:
                 first = await anext(chunks)
             except StopAsyncIteration:
@@ -165,10 +175,12 @@ class OpenAIChat:
             except BaseException:
                 await chunks.aclose()
                 raise
-            return self._rest(first, chunks)
+            return Answered(self._rest(first, chunks), stream.response.headers)
 
         seconds = min(self._first_seconds, ctx.remaining(self._first_seconds))
-        return await self._retries.call(attempt, tries=ATTEMPTS, seconds=seconds)
+        return await self.retries.call(
+            attempt, tries=ATTEMPTS, seconds=seconds, lane=self._lane, tokens=_tokens(prompt), patience=patience
+        )
 
     async def _request(self, prompt: Prompt, key: str) -> Any:
         """Opens the HTTP stream. An endpoint that doesn't know `stream_options` is asked once more without."""
@@ -216,13 +228,17 @@ class OpenAIChat:
                 except StopAsyncIteration:
                     return
                 except (openai.OpenAIError, TimeoutError, ValueError) as error:
-                    self._retries.broke_off(error)
+                    self.retries.broke_off(error)
                     raise _broken("The chat model broke off in the middle of its answer; try again.") from error
                 except AppError as error:
                     if error.code is Code.MODEL_UNAVAILABLE:
-                        self._retries.broke_off(error)
+                        self.retries.broke_off(error)
                     raise
                 yield chunk
+
+
+def _tokens(prompt: Prompt) -> int:
+    return sum(estimate_tokens(message.content) for message in prompt.messages)
 
 
 def _broken(detail: str) -> AppError:

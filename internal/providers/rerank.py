@@ -4,11 +4,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import httpx2
 import msgspec
 import openai
 from openai import AsyncOpenAI
 
-from internal.providers.retries import Retries
+from internal.providers.retries import Answered, Retries
 from pkg.apperr import AppError, Code
 from pkg.sections import Ai
 
@@ -45,7 +46,7 @@ class RerankEndpoint:
             timeout=openai.Timeout(SECONDS, connect=CONNECT_SECONDS),
         )
         keys = settings.rerank_keys or ("unused",)
-        self._retries = Retries("rerank", self._model, keys, refusal=self._refusal, backoff_seconds=0.2)
+        self.retries = Retries("rerank", self._model, keys, refusal=self._refusal, backoff_seconds=0.2)
 
     @property
     def name(self) -> str:
@@ -59,11 +60,13 @@ class RerankEndpoint:
         """
         body = {"model": self._model, "query": query, "documents": list(texts), "top_n": len(texts)}
 
-        async def attempt(key: str) -> Any:
-            return await self._client.with_options(api_key=key).post(self._url, cast_to=object, body=body)
+        async def attempt(key: str) -> Answered[Any]:
+            client = self._client.with_options(api_key=key)
+            response = await client.post(self._url, cast_to=httpx2.Response, body=body)
+            return Answered(response.json(), response.headers)
 
         seconds = SECONDS if deadline is None else min(SECONDS, deadline - time.monotonic())
-        return _read(await self._retries.call(attempt, tries=TRIES, seconds=seconds), len(texts))
+        return _read(await self.retries.call(attempt, tries=TRIES, seconds=seconds), len(texts))
 
     async def close(self) -> None:
         """Closes every connection."""

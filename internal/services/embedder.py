@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from internal.entities.search import Space
-from internal.providers.embeddings import Embedded, EmbeddingProvider, Lane
+from internal.providers.embedding_wire import Embedded
+from internal.providers.embeddings import EmbeddingProvider
+from internal.providers.turns import Lane
 from internal.services.caching import CacheKind, TwoLevelCache
 from pkg.ctxutil import Context
 
@@ -35,8 +37,13 @@ class Embedder:
         return self._provider.space
 
     async def embed_batch(self, ctx: Context, texts: Sequence[str]) -> Embedded:
-        """Vectors of passages that are to be stored, with the codes of their tokens where the model has them."""
-        return await self._provider.embed(texts, kind="passage", lane="ingest", deadline=ctx.deadline, searched=True)
+        """Vectors of passages that are to be stored, with the codes of their tokens where the model has them.
+
+        Of the first of them only, at least one, where the model goes away midway: what was paid for can be kept.
+        """
+        return await self._provider.embed(
+            texts, kind="passage", lane="ingest", deadline=ctx.deadline, searched=True, partly=True
+        )
 
     async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane) -> Vectors:
         """Unit vectors of shape (len(texts), dim). `lane` is interactive where a person waits for them."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt, Usage
 from internal.entities.parsed import Location
-from internal.providers.embeddings import Lane
+from internal.providers.turns import Lane
 from internal.services.evidence import (
     BACKGROUND,
     Candidate,

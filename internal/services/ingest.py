@@ -51,11 +51,8 @@ READ_SHARE = 0.3
 WRITE_SHARE = 0.97
 FEWEST_LETTERS = 3
 """Less on a whole picture is an outline taken for a letter; as a passage it would be near every short query."""
-
 SURE = 0.5
 """Lines that the text reader is less sure of than this are noise more often than text."""
-
-
 FIRST_IDEOGRAPH = 0x2E80
 
 
@@ -207,15 +204,16 @@ class IngestService:
         passages: list[Passage],
         purpose: Purpose,
     ) -> None:
-        """Embeds and commits what isn't there yet, batch by batch."""
+        """Embeds and commits what isn't there yet, batch by batch; of a batch what the model gave, if it went away."""
         async with self._store.tenant(ctx) as tx:
             written = await tx.chunks.hashes(generation.id)
         missing = [passage for passage in passages if passage.chunk.hash not in written]
         done = len(passages) - len(missing)
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
+        while missing:
             share = READ_SHARE + (WRITE_SHARE - READ_SHARE) * done / len(passages)
-            known, usage = await self._vectors(ctx, lease, batch, share)
+            known, usage = await self._vectors(ctx, lease, missing[:BATCH], share)
+            batch = [passage for passage in missing[:BATCH] if passage.chunk.text_hash in known]
+            missing = [passage for passage in missing[:BATCH] if passage.chunk.text_hash not in known] + missing[BATCH:]
             await failpoints.hit("ingest.after_embed")
             terms = await asyncio.to_thread(self._terms, ctx, batch)
             async with self._store.tenant(ctx) as tx:
@@ -230,10 +228,11 @@ class IngestService:
                 # Another worker may have written some of these; its transaction wrote all that belongs to them.
                 fresh = [place for place, passage in enumerate(batch) if passage.chunk.id in added]
                 ids = [batch[place].chunk.id for place in fresh]
-                vectors = np.array([known[place].vector for place in fresh]).reshape(-1, self._embedder.space.dim)
+                found = [known[batch[place].chunk.text_hash] for place in fresh]
+                vectors = np.array([each.vector for each in found]).reshape(-1, self._embedder.space.dim)
                 await tx.vectors.add(self._embedder.space, generation.id, content.source_type, ids, vectors)
                 if self._embedder.coded:
-                    await tx.token_codes.add(ids, [known[place].codes for place in fresh])
+                    await tx.token_codes.add(ids, [each.codes for each in found])
                 await tx.lexicon.add(generation.id, [terms[place] for place in fresh])
             done += len(batch)
             await failpoints.hit("ingest.after_batch")
@@ -245,10 +244,10 @@ class IngestService:
 
     async def _vectors(
         self, ctx: Context, lease: Lease, batch: list[Passage], share: float
-    ) -> tuple[list[Known], Usage | None]:
-        """For each passage, and what it took: nothing where this tenant had embedded all of it before.
+    ) -> tuple[dict[bytes, Known], Usage | None]:
+        """By hash of text, and what it took: nothing where this tenant had embedded all of it before.
 
-        `share` is done so far.
+        At least one is there, and all of them unless the model went away midway. `share` is done so far.
         """
         async with self._store.tenant(ctx) as tx:
             await tx.tasks.progress(lease, "embedding", share)
@@ -259,11 +258,11 @@ class IngestService:
         usage = None
         if fresh:
             computed = await self._embedder.embed_batch(ctx, list(fresh.values()))
-            codes = computed.codes or [b""] * len(fresh)
+            codes = computed.codes or [b""] * len(computed.vectors)
             made = (Known(*each) for each in zip(computed.vectors, codes, strict=True))
-            known = {**known, **dict(zip(fresh, made, strict=True))}
+            known = {**known, **dict(zip(fresh, made, strict=False))}
             usage = computed.usage
-        return [known[hashed] for hashed in hashes], usage
+        return known, usage
 
     async def _publish(
         self, ctx: Context, lease: Lease, built: Generation, metadata: dict[str, Any]

@@ -12,7 +12,7 @@ from internal.entities.documents import Chunk, Content, Generation
 from internal.entities.processing import Comparison
 from internal.entities.tasks import Lease
 from internal.entities.usage import Purpose
-from internal.providers.embeddings import Vectors
+from internal.providers.embedding_wire import Vectors
 from internal.repositories.store import Store, Tx
 from internal.services.chunking_sentences import sentences
 from internal.services.embedder import Embedder

@@ -15,7 +15,9 @@ import numpy as np
 from internal.entities.conversations import NewMessage, Usage
 from internal.entities.ids import new_id
 from internal.entities.memory import Finding, MemoryKind, NewMemory
-from internal.providers.embeddings import Embedded, Kind, Lane
+from internal.providers.embedding_wire import Embedded
+from internal.providers.embeddings import Kind
+from internal.providers.turns import Lane
 from internal.services.embedder import Embedder
 from internal.services.memory import MemoryService
 from internal.services.summaries import RuleSummarizer
@@ -38,7 +40,14 @@ class Given:
         self._rng = rng
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        lane: Lane,
+        deadline: float | None = None,
+        searched: bool = False,
+        partly: bool = False,
     ) -> Embedded:
         made = self._rng.standard_normal((len(texts), SPACE.dim)).astype(np.float32)
         return Embedded(made / np.linalg.norm(made, axis=1, keepdims=True), Usage())

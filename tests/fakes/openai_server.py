@@ -13,12 +13,14 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from tests.fakes.limits import RateLimit
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Reply:
     text: str = "Hello."
     status: int = 200
     retry_after: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     error: dict[str, Any] = field(default_factory=lambda: {"message": "scripted failure", "type": "fake"})
     pieces: Sequence[str] | None = None
     """The deltas; by default the text in pieces of four characters."""
@@ -85,6 +88,10 @@ class FakeOpenAI:
         }
         """Question and passages → the body of an answer; by default in the order in which they came."""
         self.default = Reply()
+        self.limit: RateLimit | None = None
+        """Of requests for embeddings."""
+        self.too_big: Callable[[list[str]], tuple[int, dict[str, Any]] | None] = lambda _texts: None
+        """Texts to embed → status and body of a refusal, or None."""
         self.requests: list[Request] = []
         self.deltas_sent = 0
         self.disconnects = 0
@@ -175,7 +182,7 @@ class FakeOpenAI:
         if reply.refuse_stream_options and "stream_options" in request.body:
             await _send(writer, 400, {"error": {"message": "Unrecognized request argument: stream_options"}})
         elif reply.status != 200:
-            await _send(writer, reply.status, {"error": reply.error}, retry_after=reply.retry_after)
+            await _send(writer, reply.status, {"error": reply.error}, _headers_of(reply))
         elif request.body.get("stream"):
             await self._stream(request, reply, writer)
         else:
@@ -229,10 +236,17 @@ class FakeOpenAI:
             await writer.drain()
             return
         if reply.status != 200:
-            await _send(writer, reply.status, {"error": reply.error}, retry_after=reply.retry_after)
+            await _send(writer, reply.status, {"error": reply.error}, _headers_of(reply))
+            return
+        served, told = self.limit.take(request.key) if self.limit else (True, {})
+        if not served:
+            await _send(writer, 429, {"error": {"message": "Rate limit reached", "type": "requests"}}, told)
             return
         given = request.body["input"]
         texts = [given] if isinstance(given, str) else list(given)
+        if refusal := self.too_big(texts):
+            await _send(writer, *refusal, told)
+            return
         self.embedded_texts += texts
         dimension = request.body.get("dimensions") or self.dimension
         data = [
@@ -241,7 +255,8 @@ class FakeOpenAI:
         ]
         tokens = sum(map(len, texts)) // 4 + 1
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        await _send(writer, 200, {"object": "list", "model": request.body.get("model"), "data": data, "usage": usage})
+        body = {"object": "list", "model": request.body.get("model"), "data": data, "usage": usage}
+        await _send(writer, 200, body, told)
 
 
 def vector_of(text: str, dimension: int) -> np.ndarray:
@@ -309,13 +324,16 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
     return Request(first.split(" ")[1].partition("?")[0], headers, json.loads(raw) if raw else {})
 
 
+def _headers_of(reply: Reply) -> dict[str, str]:
+    return {**reply.headers, **({"Retry-After": reply.retry_after} if reply.retry_after else {})}
+
+
 async def _send(
-    writer: asyncio.StreamWriter, status: int, body: dict[str, Any], *, retry_after: str | None = None
+    writer: asyncio.StreamWriter, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None
 ) -> None:
     data = json.dumps(body).encode()
     head = [f"HTTP/1.1 {status} Status", "Content-Type: application/json", f"Content-Length: {len(data)}"]
-    if retry_after:
-        head.append(f"Retry-After: {retry_after}")
+    head += [f"{name}: {value}" for name, value in (headers or {}).items()]
     writer.write("\r\n".join([*head, "", ""]).encode() + data)
     await writer.drain()
 

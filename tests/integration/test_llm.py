@@ -152,14 +152,22 @@ async def test_a_pause_until_a_refused_key_is_tried_again_is_handed_on(fake: Fak
 
 def test_a_key_that_is_taken_again_rests_for_its_rate_limit_alone() -> None:
     now = [0.0]
-    ring = KeyRing(("one",), clock=lambda: now[0])
+    ring = KeyRing(("one", "two"), clock=lambda: now[0])
     ring.refuse("one", 300)
-    assert (ring.rested(), ring.next_in(), ring.take()) == (1, 300, "one")
+    assert (ring.resting(), ring.ready_in("one"), ring.ready_in("two")) == (1, 300, 0)
     ring.rest("one", 5)
     ring.accept("one")
-    assert (ring.rested(), ring.next_in()) == (1, 5)
+    assert (ring.resting(), ring.ready_in("one")) == (1, 5)
     now[0] = 6.0
-    assert (ring.rested(), ring.next_in()) == (0, 0)
+    assert (ring.resting(), ring.ready_in("one")) == (0, 0)
+
+
+def test_keys_that_are_all_refused_are_asked_again() -> None:
+    ring = KeyRing(("one", "two"), clock=lambda: 0.0)
+    ring.refuse("one", 300)
+    ring.refuse("two", 300)
+    ring.rest("two", 5)
+    assert (ring.resting(), ring.ready_in("one"), ring.ready_in("two")) == (2, 0, 5)
 
 
 @pytest.mark.parametrize("status", [429, 503])

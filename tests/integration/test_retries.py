@@ -191,3 +191,80 @@ async def test_tries_end(make: Make) -> None:
     caller.replies += [Reply(status=500, retry_after="0")] * 20
     assert (await caller.refused()).code is Code.MODEL_UNAVAILABLE
     assert len(caller.keys) in (4, 5)
+
+
+QUOTA = {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}
+
+
+async def test_a_key_whose_quota_is_used_up_rests_for_long(make: Make) -> None:
+    caller = make(api_key="empty,full")
+    caller.replies.append(Reply(status=429, error=QUOTA, retry_after="1"))
+    for _ in range(3):
+        await caller.ask()
+    assert caller.keys == ["empty", "full", "full", "full"]
+
+
+async def test_when_all_quotas_are_used_up_it_is_said_how_long(make: Make) -> None:
+    caller = make(api_key="one,two")
+    caller.replies += [Reply(status=429, error=QUOTA), Reply(status=429, error={**QUOTA, "code": None})]
+    error = await caller.refused()
+    assert (error.code, error.retry_after) == (Code.MODEL_UNAVAILABLE, 600.0)
+    assert caller.keys == ["one", "two"]
+    assert (await caller.refused()).retry_after == 600.0
+    assert caller.keys == ["one", "two"]  # nobody is asked in vain
+
+
+async def test_a_quota_by_the_minute_passes_soon(make: Make) -> None:
+    caller = make()
+    text = "Allocated quota exceeded. For details, see: https://help.aliyun.com/zh/model-studio/error-code#token-limit"
+    caller.replies.append(Reply(status=429, error={**QUOTA, "message": text}))
+    await caller.ask()
+    assert len(caller.keys) == 2
+
+
+async def test_a_pause_in_milliseconds_is_kept(make: Make) -> None:
+    caller = make()
+    caller.replies.append(Reply(status=429, headers={"retry-after-ms": "90000", "Retry-After": "1"}))
+    error = await caller.refused()
+    assert (error.code, error.retry_after) == (Code.MODEL_UNAVAILABLE, 90.0)
+    assert len(caller.keys) == 1
+
+
+async def test_what_an_endpoint_tells_is_kept_to_before_it_refuses_again(make: Make) -> None:
+    caller = make()
+    told = {"limit": "1", "remaining": "0", "reset": "1m30s"}
+    headers = {f"x-ratelimit-{name}-tokens": value for name, value in told.items()}
+    caller.replies.append(Reply(status=429, headers={**headers, "retry-after-ms": "0"}))
+    error = await caller.refused()
+    assert error.code is Code.MODEL_UNAVAILABLE
+    assert error.retry_after is not None
+    assert 5 < error.retry_after <= 90
+    assert len(caller.keys) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-ratelimit-remaining-requests": "-1", "x-ratelimit-reset-requests": "0"},
+        {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"},
+        {"x-ratelimit-remaining-requests": "0" * 50, "x-ratelimit-reset-requests": "9" * 50},
+        {"x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "-1m", "retry-after-ms": "never"},
+    ],
+)
+async def test_strange_headers_do_no_harm(make: Make, headers: dict[str, str]) -> None:
+    caller = make()
+    caller.replies.append(Reply(status=429, headers={**headers, "Retry-After": "0"}))
+    await caller.ask()
+    assert len(caller.keys) == 2
+
+
+async def test_a_rate_limit_does_not_open_the_circuit(make: Make) -> None:
+    caller = make()
+    caller.replies += [Reply(status=500), Reply(status=500), Reply(status=500), Reply(status=500, retry_after="30")]
+    await caller.refused()  # four failures: the fifth would open it
+    caller.replies.append(Reply(status=429, retry_after="30"))
+    await caller.refused()
+    asked = len(caller.keys)
+    error = await caller.refused()
+    assert "rate limit" in error.detail  # and not a pause that it was given
+    assert len(caller.keys) == asked

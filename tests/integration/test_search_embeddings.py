@@ -1,14 +1,16 @@
 """Embedding providers over a real socket: batches, keys, refusals, and what an endpoint may get wrong."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from internal.entities.ids import new_id
 from internal.entities.search import Space
-from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings, batches, estimate_tokens
+from internal.providers.embedding_batches import BatchSize, estimate_tokens
+from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
 from internal.services.embedder import Embedder
 from pkg.apperr import TRANSIENT, AppError, Code, SettingsError
 from pkg.ctxutil import Context, Role
@@ -118,6 +120,122 @@ async def test_a_refusal_is_not_tried_again(fake: FakeOpenAI, status: int, code:
     assert (error.code, len(fake.requests)) == (code, 1)
 
 
+def at_most(texts: int, status: int, body: dict[str, Any]) -> Callable[[list[str]], tuple[int, dict[str, Any]] | None]:
+    """An endpoint that takes no more texts at a time, and says so with this."""
+    return lambda given: (status, body) if len(given) > texts else None
+
+
+def said(message: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+
+
+TOO_BIG = [
+    (
+        400,
+        said(
+            "<400> InternalError.Algo.InvalidParameter: Value error, batch size is invalid, it should not be larger"
+            " than 10.: input.contents",
+            "InvalidParameter",
+        ),
+    ),
+    (413, {"message": "batch size 100 > maximum allowed batch size 32", "code": 413, "type": "Validation"}),
+    (422, {"message": "input batch size 136 > maximum allowed batch size 64", "code": 20042}),
+    (400, said("Too many inputs. The max number of inputs is 16.  We hope to increase the number")),
+    (400, {"object": "error", "message": "Too many inputs in request, split into more batches.", "code": "3210"}),
+    (400, said("Requested 309209 tokens, max 300000 tokens per request", "max_tokens_per_request")),
+    (400, said("Too many tokens in batch. Max is 16384 got 17555")),
+    (400, {"object": "error", "message": "Too many tokens overall, split into more batches.", "code": "3210"}),
+    (400, said("This model's maximum context length is 8192 tokens, however you requested 8610 tokens")),
+    (400, said("too long", "context_length_exceeded")),
+    (413, said("Request Entity Too Large")),
+    (413, {}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), TOO_BIG)
+async def test_a_batch_that_is_too_big_is_halved_and_the_size_remembered(
+    fake: FakeOpenAI, status: int, body: dict[str, Any]
+) -> None:
+    fake.too_big = at_most(20, status, body)
+    provider = remote(fake)
+    texts = [f"text {n:03}" for n in range(100)]
+    vectors = (await provider.embed(texts, kind="passage", lane="ingest")).vectors
+    assert np.allclose(vectors, [vector_of(text, SPACE.dim) for text in texts], atol=1e-5)
+    assert sorted(fake.embedded_texts) == texts  # each was paid for once
+    before = len(fake.requests)
+    await provider.embed(texts, kind="passage", lane="ingest")
+    sizes = [len(request.body["input"]) for request in fake.requests[before:]]
+    assert sum(sizes) == 100
+    assert max(sizes) <= 20
+    await provider.close()
+
+
+@pytest.mark.parametrize(("status", "body"), TOO_BIG)
+async def test_a_single_text_that_is_too_long_is_refused_and_nothing_is_learned(
+    fake: FakeOpenAI, status: int, body: dict[str, Any]
+) -> None:
+    fake.too_big = lambda texts: (status, body) if any("long" in text for text in texts) else None
+    provider = remote(fake)
+    texts = ["short"] * 60 + ["long"]
+    with pytest.raises(AppError) as caught:
+        await provider.embed(texts, kind="passage", lane="ingest")
+    assert caught.value.code is Code.MODEL_REFUSED
+    fake.requests.clear()
+    await provider.embed(["short"] * 61, kind="passage", lane="ingest")
+    assert [len(request.body["input"]) for request in fake.requests] == [61]
+    await provider.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, said("Invalid value for input")),
+        (400, said("The batch size is a mystery")),
+        (401, said("Too many inputs. The max number of inputs is 16.")),
+        (404, said("maximum context length is 8192 tokens")),
+        (400, {"error": "maximum context length is many tokens"}),
+        (400, {"error": {"message": ["Too many tokens in batch"]}}),
+    ],
+)
+async def test_another_refusal_is_not_taken_for_a_batch_that_is_too_big(
+    fake: FakeOpenAI, status: int, body: dict[str, Any]
+) -> None:
+    fake.too_big = at_most(1, status, body)
+    provider = remote(fake)
+    with pytest.raises(AppError):
+        await provider.embed(["one", "two"], kind="passage", lane="ingest")
+    assert len(fake.requests) == 1
+    await provider.close()
+
+
+async def test_the_settings_bound_a_batch(fake: FakeOpenAI) -> None:
+    provider = remote(fake, embedding_batch=10, embedding_batch_tokens=100)
+    await provider.embed(["a"] * 25, kind="passage", lane="ingest")
+    await provider.embed(["b" * 150] * 4, kind="passage", lane="ingest")
+    sizes = [(request.body["input"][0][0], len(request.body["input"])) for request in fake.requests]
+    assert sorted(sizes) == [("a", 5), ("a", 10), ("a", 10), ("b", 2), ("b", 2)]
+    await provider.close()
+
+
+async def test_what_was_paid_for_is_kept_where_the_model_goes_away_midway(fake: FakeOpenAI) -> None:
+    served: list[str] = []
+
+    def serve(texts: list[str]) -> tuple[int, dict[str, Any]] | None:
+        served.append(texts[0])
+        return (503, said("overloaded")) if len(served) > 3 else None
+
+    fake.too_big = serve
+    provider = remote(fake, embedding_batch=2, timeout_seconds=1.0)
+    texts = [f"text {n}" for n in range(12)]
+    found = await provider.embed(texts, kind="passage", lane="ingest", partly=True)
+    assert 2 <= len(found.vectors) <= 6
+    assert np.allclose(found.vectors, [vector_of(text, SPACE.dim) for text in texts[: len(found.vectors)]], atol=1e-5)
+    with pytest.raises(AppError) as caught:
+        await provider.embed(texts, kind="passage", lane="ingest", partly=True)
+    assert caught.value.code is Code.MODEL_UNAVAILABLE
+    await provider.close()
+
+
 async def test_a_bad_key_is_named(fake: FakeOpenAI) -> None:
     fake.embedding_replies += [Reply(status=401)]
     error = await failure(remote(fake))
@@ -167,10 +285,11 @@ async def test_a_query_is_embedded_once_for_each_tenant(fake: FakeOpenAI) -> Non
 
 
 def test_batches_are_bounded_by_count_and_tokens() -> None:
-    assert [len(batch) for batch in batches(["a"] * 129)] == [128, 1]
-    assert [len(batch) for batch in batches(["汉" * 20_000] * 3)] == [1, 1, 1]
-    assert [len(batch) for batch in batches(["汉" * 10_000] * 4)] == [3, 1]
-    assert batches([]) == []
+    split = BatchSize(texts=128, tokens=32_000).split
+    assert [len(batch) for batch in split(["a"] * 129)] == [128, 1]
+    assert [len(batch) for batch in split(["汉" * 20_000] * 3)] == [1, 1, 1]
+    assert [len(batch) for batch in split(["汉" * 10_000] * 4)] == [3, 1]
+    assert split([]) == []
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("汉字", 2), ("abcdef", 2), ("abcdefg", 3), ("汉abc", 2)])

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from internal.entities.search import SearchRequest
-from internal.providers.embeddings import Embedded, Kind, Lane, OpenAIEmbeddings
+from internal.providers.embedding_wire import Embedded
+from internal.providers.embeddings import Kind, OpenAIEmbeddings
+from internal.providers.turns import Lane
 from internal.services.embedder import Embedder
 from internal.services.late_interaction import RERANKED
 from internal.services.search import SearchService
@@ -33,7 +35,14 @@ class CodedEmbeddings(OpenAIEmbeddings):
         return True
 
     async def embed(
-        self, texts: Sequence[str], *, kind: Kind, lane: Lane, deadline: float | None = None, searched: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind,
+        lane: Lane,
+        deadline: float | None = None,
+        searched: bool = False,
+        partly: bool = False,
     ) -> Embedded:
         found = await super().embed(texts, kind=kind, lane=lane, deadline=deadline)
         assert (kind, searched) == ("query", True)
