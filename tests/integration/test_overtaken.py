@@ -15,7 +15,8 @@ from internal.entities.search import Space
 from internal.entities.tasks import Lease, Queue, TaskKind
 from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import open_blobs
-from internal.providers.embeddings import Embedded, EmbeddingProvider, OpenAIEmbeddings
+from internal.providers.embedding_wire import Embedded
+from internal.providers.embeddings import EmbeddingProvider, OpenAIEmbeddings
 from internal.providers.ocr import LocalOcr
 from internal.repositories.broadcasts import Megaphone
 from internal.repositories.store import Store, open_store

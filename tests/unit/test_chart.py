@@ -21,7 +21,7 @@ VALUES = {
     "models-elsewhere": {"models": {"url": "http://models.shared:8010"}},
 }
 WARNING = 2
-SECRET_NAMES = re.compile(r"DSN|REDIS__URL|TOKEN|SECRET(?!S_DIR)|_KEY$|PASSWORD")
+SECRET_NAMES = re.compile(r"DSN|REDIS__URL|TOKEN($|[^S])|SECRET(?!S_DIR)|_KEY$|PASSWORD")
 OWN_KEYS = {
     "server": {"app-dsn", "redis-url", "platform-token", "jwt-secret"},
     "worker": {"worker-dsn", "redis-url"},
