@@ -36,13 +36,14 @@ class Embedder:
         """What the vectors mean, and the table that they belong to."""
         return self._provider.space
 
-    async def embed_batch(self, ctx: Context, texts: Sequence[str]) -> Embedded:
+    async def embed_batch(self, ctx: Context, texts: Sequence[str], *, partly: bool = False) -> Embedded:
         """Vectors of passages that are to be stored, with the codes of their tokens where the model has them.
 
-        Of the first of them only, at least one, where the model goes away midway: what was paid for can be kept.
+        With `partly` of the first of them only, at least one, where the model goes away midway: what was paid for can
+        be kept.
         """
         return await self._provider.embed(
-            texts, kind="passage", lane="ingest", deadline=ctx.deadline, searched=True, partly=True
+            texts, kind="passage", lane="ingest", deadline=ctx.deadline, searched=True, partly=partly
         )
 
     async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: Lane) -> Vectors:

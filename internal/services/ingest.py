@@ -257,7 +257,7 @@ class IngestService:
         fresh = {passage.chunk.text_hash: passage.searched for passage in batch if passage.chunk.text_hash not in known}
         usage = None
         if fresh:
-            computed = await self._embedder.embed_batch(ctx, list(fresh.values()))
+            computed = await self._embedder.embed_batch(ctx, list(fresh.values()), partly=True)
             codes = computed.codes or [b""] * len(computed.vectors)
             made = (Known(*each) for each in zip(computed.vectors, codes, strict=True))
             known = {**known, **dict(zip(fresh, made, strict=False))}

@@ -50,11 +50,11 @@ class Gate(Embedder):
             await self.counted.wait()
         return await super().count_tokens(ctx, texts)
 
-    async def embed_batch(self, ctx: Context, texts: Sequence[str]) -> Embedded:
+    async def embed_batch(self, ctx: Context, texts: Sequence[str], *, partly: bool = False) -> Embedded:
         if SLOW in texts[0]:
             self.embedding.set()
             await self.embedded.wait()
-        return await super().embed_batch(ctx, texts)
+        return await super().embed_batch(ctx, texts, partly=partly)
 
 
 class Shop:

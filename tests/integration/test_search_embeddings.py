@@ -295,3 +295,13 @@ def test_batches_are_bounded_by_count_and_tokens() -> None:
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("汉字", 2), ("abcdef", 2), ("abcdefg", 3), ("汉abc", 2)])
 def test_tokens_are_estimated_high(text: str, tokens: int) -> None:
     assert estimate_tokens(text) == tokens
+
+
+async def test_who_has_no_use_for_a_part_is_told_that_the_model_went_away(fake: FakeOpenAI) -> None:
+    """A conversation's memories are written together."""
+    provider = remote(fake, embedding_batch=1, timeout_seconds=0.5)
+    fake.embedding_replies += [Reply(), *[Reply(status=503)] * 20]
+    with pytest.raises(AppError) as caught:
+        await Embedder(provider).embed_batch(CTX, ["one", "two", "three"])
+    assert caught.value.code is Code.MODEL_UNAVAILABLE
+    await provider.close()
