@@ -11,6 +11,7 @@ from internal.handlers.auth import access
 from internal.handlers.conversations import conversation_of
 from internal.handlers.downloads import disposition
 from internal.handlers.paging import Id
+from internal.handlers.schema import ExportOperation
 from internal.services.conversations import ConversationService
 from internal.services.exports import ExportService, Format
 from pkg.ctxutil import Context, Role
@@ -18,7 +19,11 @@ from pkg.ctxutil import Context, Role
 Form = Annotated[Format, QueryParameter(name="format", description="Markdown of what is shown, or JSON of all.")]
 
 
-@get("/api/v1/conversations/{conversation_id:str}/export", opt=access(Role.VIEWER))
+@get(
+    "/api/v1/conversations/{conversation_id:str}/export",
+    opt=access(Role.VIEWER),
+    operation_class=ExportOperation,
+)
 async def export_conversation(
     ctx: NamedDependency[Context],
     conversations: NamedDependency[ConversationService],

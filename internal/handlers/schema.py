@@ -8,7 +8,15 @@ from typing import Any
 from litestar import HttpMethod, Litestar
 from litestar.handlers import HTTPRouteHandler, WebsocketRouteHandler
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, Schema, SecurityScheme
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    RequestBody,
+    Schema,
+    SecurityScheme,
+)
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.params import QueryParameter
 from litestar.routes import WebSocketRoute
@@ -178,6 +186,19 @@ class FirstPieceOperation(Operation):
 
     def __post_init__(self) -> None:
         self.request_body = _bytes_of_file(required=False)
+
+
+@dataclass
+class ExportOperation(Operation):
+    """An answer in either of two forms."""
+
+    def __post_init__(self) -> None:
+        answer = (self.responses or {}).get("200")
+        if isinstance(answer, OpenAPIResponse):
+            answer.content = {
+                "text/markdown": OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING)),
+                "application/json": OpenAPIMediaType(schema=Schema(type=OpenAPIType.OBJECT)),
+            }
 
 
 def _bytes_of_file(*, required: bool) -> RequestBody:
