@@ -54,8 +54,9 @@ def test_vectors_and_tokens_are_the_originals(embedder: Embedder, original: nano
     assert [len(window.ids) for window in windows] == counts
     vectors = embed(embedder, windows)
     cosines = (vectors * original.encode(TRICKY, is_query=kind is Kind.QUERY)).sum(axis=1)
-    # Both engines round activations to 8 bits, each in its way; one word repeated 300 times differs most.
-    assert min(cosines) > 0.995
+    # Both engines round activations to 8 bits, each in its way; one word repeated 300 times differs most: .993 to .996
+    # from processor to processor.
+    assert min(cosines) > 0.99
     assert np.median(cosines) > 0.9985
 
 
