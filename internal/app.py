@@ -66,6 +66,7 @@ from internal.wiring import (
     open_events,
     open_memories,
     open_reranker,
+    open_sight,
     open_store_of,
     reach_database,
     space_of,
@@ -126,6 +127,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
         blobs, antivirus = open_blobs(settings.blobs), open_antivirus(settings.scan)
         schema = [item.name for item in migrations.read_all()]
         memories = open_memories(stack, settings, store, embedder)
+        sight = open_sight(stack, settings, store, blobs, calls, workdir=spool)
         documents = DocumentService(
             store, blobs, antivirus, spool=spool, max_file_mb=settings.limits.max_file_mb, cache=caching
         )
@@ -163,7 +165,7 @@ async def build(settings: Settings) -> AsyncGenerator[Services]:
             searches=searches,
             caching=caching,
             conversations=ConversationService(store),
-            chat=open_chat(stack, settings, store, searches, embedder, memories, calls),
+            chat=open_chat(stack, settings, store, searches, embedder, memories, calls, sight),
             memories=memories,
             usage=UsageService(store),
             events=open_events(stack, settings, store, authenticator),

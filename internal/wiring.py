@@ -1,9 +1,12 @@
 """The parts that several processes have in common, opened as the settings say, closed by the stack they are given."""
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from internal.entities.search import Space
 from internal.entities.tasks import TaskPolicy
+from internal.parsers.sandbox import Sandbox
+from internal.providers.blobs import BlobStore
 from internal.providers.embeddings import LocalEmbeddings, OpenAIEmbeddings
 from internal.providers.llm import OpenAIChat
 from internal.providers.model_calls import ModelCalls
@@ -20,9 +23,11 @@ from internal.services.embedder import Embedder
 from internal.services.events import EventService, ReaderLimits
 from internal.services.extractive import ExtractiveModel
 from internal.services.memory import MemoryService
+from internal.services.pictures import Pictures
 from internal.services.quotes import Quoter
 from internal.services.rewriting import ModelRewriter, RuleRewriter
 from internal.services.search import SearchService
+from internal.services.sight import Sight
 from internal.services.summaries import RuleSummarizer
 from internal.services.summaries_model import ModelSummarizer
 from internal.services.terms import TermAnalyser
@@ -113,8 +118,9 @@ def open_chat(
     embedder: Embedder,
     memories: MemoryService,
     calls: ModelCalls,
+    sight: Sight | None,
 ) -> ChatService:
-    """Chat with the model that the settings name, or with the one that only quotes."""
+    """Chat with the model that the settings name, or with the one that only quotes; pictures are seen by `sight`."""
     named = _open_model(stack, settings, "interactive")
     if named is not None:
         calls.add(named.retries)
@@ -127,9 +133,24 @@ def open_chat(
         Quoter(embedder, sentences, calibrated=not settings.ai.embedding_model),
         memories,
         rewriter,
+        Pictures(store, sight),
     )
     stack.push_async_callback(chat.close)
     return chat
+
+
+def open_sight(
+    stack: AsyncExitStack, settings: Settings, store: Store, blobs: BlobStore, calls: ModelCalls, *, workdir: Path
+) -> Sight | None:
+    """None where no vision model is named."""
+    if not settings.ai.vision_model:
+        return None
+    model = OpenAIChat(settings.ai.model_copy(update={"chat_model": settings.ai.vision_model}), kind="vision")
+    stack.push_async_callback(model.close)
+    calls.add(model.retries)
+    sandbox = Sandbox(settings.limits)
+    stack.push_async_callback(sandbox.close)
+    return Sight(store, blobs, sandbox, model, workdir=workdir)
 
 
 def open_memories(stack: AsyncExitStack, settings: Settings, store: Store, embedder: Embedder) -> MemoryService:

@@ -60,6 +60,16 @@ class Citation(msgspec.Struct, frozen=True, kw_only=True):
     available: bool = True
 
 
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that a question was asked with: a document. Not `available` is one that was deleted or is hidden from
+    the reader since: it has no name any more."""
+
+    document_id: UUID
+    filename: str = ""
+    media_type: str = ""
+    available: bool = False
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one model call; `estimated` where the endpoint didn't tell and they were counted approximately."""
 
@@ -83,6 +93,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: UUID | None = None
     siblings: list[UUID] = []
     citations: list[Citation] = []
+    attachments: list[Attachment] = []
     usage: Usage = Usage()
     model: str | None = None
     status: MessageStatus = MessageStatus.COMPLETE
@@ -96,6 +107,7 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str
     parent_id: UUID | None
     citations: tuple[Citation, ...] = ()
+    attachment_ids: tuple[UUID, ...] = ()
     usage: Usage = Usage()
     model: str | None = None
     status: MessageStatus = MessageStatus.COMPLETE
@@ -119,7 +131,8 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     """A retrieved chunk. `number` counts from 1 and is what a model cites; `score` is the search's own.
 
     `location` is where it begins, `parts` where its parts stand if they don't all stand there. Where chunks around it
-    were joined to it, all of them, itself among them, are `pieces`.
+    were joined to it, all of them, itself among them, are `pieces`. An `attached` one wasn't searched for: it was read
+    from a picture that the question is asked about.
     """
 
     number: int
@@ -131,6 +144,7 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     location: Location
     parts: tuple[Part, ...] = ()
     pieces: tuple[Piece, ...] = ()
+    attached: bool = False
 
     def piece(self, start: int, end: int) -> Piece:
         """The chunk in which text[start:end] stands, or at least begins; the retrieved one if it does."""
@@ -140,10 +154,11 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
-    """One message in the form that chat models take."""
+    """One message in the form that chat models take; `images` are `data:` addresses, for a model that sees."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+    images: tuple[str, ...] = ()
 
 
 class Recollection(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,12 +170,29 @@ class Recollection(msgspec.Struct, frozen=True, kw_only=True):
     told: bool = False
 
 
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pictures of a question tell: `passages` of what is written on them, and what was `seen` in them, in a
+    model's own words.
+
+    `attached` is false for those of an earlier question that this one may have nothing to do with. `usage` is that of
+    `model`, where one looked.
+    """
+
+    passages: tuple[Passage, ...] = ()
+    seen: str = ""
+    attached: bool = False
+    usage: Usage | None = None
+    model: str = ""
+
+
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """What a chat model gets: the framed messages, and what they were made of.
 
     `question` is the user's own; `searched` is what the passages were found with: the same, or the question before it
     and this one where this one can't be understood alone. `remembered` is what was recalled of earlier turns. These
-    `passages` are the best of `extent`, 0 where nobody counted; `coverage` is the search's.
+    `passages` are the best of `extent`, 0 where nobody counted; `coverage` is the search's. `seen` is what a model saw
+    in the pictures of the question, `clue` what they say that was searched for, too; `blind` says that there are some
+    of which nothing could be told.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -170,6 +202,9 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     remembered: tuple[Recollection, ...] = ()
     extent: int = 0
     coverage: float = 0.0
+    seen: str = ""
+    clue: str = ""
+    blind: bool = False
 
     @property
     def follows(self) -> bool:
@@ -179,7 +214,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def grounded(self) -> bool:
         """Whether there is anything to answer from; a model that is asked without it could only invent."""
-        return bool(self.passages or self.remembered)
+        return bool(self.passages or self.remembered or self.seen)
 
 
 class Delta(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ class Purpose(StrEnum):
     EMBEDDING = "embedding"
     REPROCESSING = "reprocessing"
     MEMORY = "memory"
+    VISION = "vision"
 
 
 class Grouping(StrEnum):

@@ -11,7 +11,7 @@ from litestar import Response, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from internal.entities.conversations import AnswerEvent, Citation, Citations, Delta, Message, MessageStatus
+from internal.entities.conversations import AnswerEvent, Attachment, Citation, Citations, Delta, Message, MessageStatus
 from internal.handlers.auth import access
 from internal.handlers.conversations import Ids, conversation_of
 from internal.handlers.money import Usd, usd
@@ -20,25 +20,34 @@ from internal.handlers.problems import body_of, broken_off
 from internal.handlers.streams import event, event_stream
 from internal.services.chat import LONGEST_QUESTION, ChatService, Turn
 from internal.services.conversations import LONGEST_COMMENT, ConversationService
+from internal.services.pictures import MOST_PICTURES
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context, Role
 
+Attached = Annotated[list[UUID], msgspec.Meta(max_length=MOST_PICTURES)]
+"""Ids of documents that are pictures."""
+
 
 class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A question, below `parent_id` or what is shown last; with `stream` the answer comes as server-sent events."""
+    """A question, below `parent_id` or what is shown last; with `stream` the answer comes as server-sent events.
+
+    `attachment_ids` are documents that are pictures: it is asked about them.
+    """
 
     content: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_QUESTION)]
     stream: bool = False
     document_ids: Ids = msgspec.field(default_factory=list)
     parent_id: UUID | None = None
+    attachment_ids: Attached = msgspec.field(default_factory=list)
 
 
 class EditIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Another wording of a question."""
+    """Another wording of a question; it keeps its pictures unless `attachment_ids` names others, or none."""
 
     content: Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_QUESTION)]
     stream: bool = False
     document_ids: Ids = msgspec.field(default_factory=list)
+    attachment_ids: Attached | None = None
 
 
 class AgainIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +85,7 @@ class MessageOut(msgspec.Struct, frozen=True):
     role: Literal["user", "assistant"]
     content: str
     citations: list[Citation]
+    attachments: list[Attachment]
     usage: UsageOut
     model: str | None
     status: MessageStatus
@@ -104,7 +114,12 @@ async def add_message(
 ) -> Response[MessageOut]:
     """Asks, and answers with citations. With `stream`: events delta, citations, then done, or error."""
     turn = await chat.begin(
-        ctx, conversation_of(conversation_id), data.content, data.document_ids or None, parent_id=data.parent_id
+        ctx,
+        conversation_of(conversation_id),
+        data.content,
+        data.document_ids or None,
+        parent_id=data.parent_id,
+        attachment_ids=data.attachment_ids,
     )
     return await _answer(ctx, chat, turn, stream=data.stream)
 
@@ -119,7 +134,9 @@ async def edit_message(
 ) -> Response[MessageOut]:
     """Asks a question in other words, beside the old one, and answers as a new question is answered."""
     conversation, message = conversation_of(conversation_id), _message(message_id)
-    turn = await chat.begin_edited(ctx, conversation, message, data.content, data.document_ids or None)
+    turn = await chat.begin_edited(
+        ctx, conversation, message, data.content, data.document_ids or None, attachment_ids=data.attachment_ids
+    )
     return await _answer(ctx, chat, turn, stream=data.stream)
 
 
@@ -198,6 +215,7 @@ def message_out(message: Message) -> MessageOut:
         role=message.role,
         content=message.content,
         citations=message.citations,
+        attachments=message.attachments,
         usage=UsageOut(usage.prompt_tokens, usage.completion_tokens, usd(usage.cost_usd), usage.estimated),
         model=message.model,
         status=message.status,

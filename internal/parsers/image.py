@@ -10,7 +10,6 @@ from internal.entities.parsed import PageImage
 from internal.parsers.outline import Outline
 from pkg.apperr import AppError, Code
 
-MAX_SIDE = 4096  # pixels of the longer side that OCR gets
 MAX_FRAMES = 200  # pages of a TIFF
 JPEG_QUALITY = 92
 FORMATS = {
@@ -24,8 +23,9 @@ _EXIF = {"Make": "camera_make", "Model": "camera_model", "DateTime": "taken", "I
          "Artist": "author", "Copyright": "copyright"}  # fmt: skip
 
 
-def read_image(file: BinaryIO, outline: Outline, *, media_type: str, workdir: Path, megapixels: int) -> None:
-    """Writes upright RGB pages into `workdir`: each page of a TIFF, the first frame of anything else.
+def read_image(file: BinaryIO, outline: Outline, *, media_type: str, workdir: Path, megapixels: int, side: int) -> None:
+    """Writes upright RGB pages into `workdir`, at most `side` pixels long: each page of a TIFF, the first frame of
+    anything else.
 
     More than `megapixels` raises FILE_TOO_COMPLEX before a pixel is decoded.
     """
@@ -42,7 +42,7 @@ def read_image(file: BinaryIO, outline: Outline, *, media_type: str, workdir: Pa
                 for number in range(min(frames, MAX_FRAMES)):
                     image.seek(number)
                     _bounded(image, megapixels)
-                    outline.images.append(write_page(_upright(image), workdir, number + 1))
+                    outline.images.append(write_page(_upright(image, side), workdir, number + 1))
         except AppError:
             raise
         except (
@@ -75,10 +75,10 @@ def _bounded(image: Image.Image, megapixels: int) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says, transparent parts white, in RGB, at most MAX_SIDE pixels long."""
-    image.draft("RGB", (MAX_SIDE, MAX_SIDE))
-    frame = _small_copy(image)
+def _upright(image: Image.Image, side: int) -> Image.Image:
+    """Turned as EXIF says, transparent parts white, in RGB, at most `side` pixels long."""
+    image.draft("RGB", (side, side))
+    frame = _small_copy(image, side)
     if frame.mode.startswith(("I", "F")):
         frame = _eight_bits(frame)
     if frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info:
@@ -91,12 +91,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(frame)
 
 
-def _small_copy(image: Image.Image) -> Image.Image:
-    """A copy of at most MAX_SIDE pixels a side, made first: each full-size step would be one more picture in memory.
+def _small_copy(image: Image.Image, side: int) -> Image.Image:
+    """A copy of at most `side` pixels a side, made first: each full-size step would be one more picture in memory.
 
     The file's own frame is left as it is.
     """
-    share = MAX_SIDE / max(image.size)
+    share = side / max(image.size)
     if share >= 1:
         return image.copy()
     size = (max(1, round(image.width * share)), max(1, round(image.height * share)))

@@ -17,6 +17,7 @@ from internal.parsers.outline import Outline
 from internal.parsers.pdf import read_pdf
 from internal.parsers.pptx import read_pptx
 from internal.parsers.text import read_csv, read_json, read_plain
+from internal.parsers.wire import READABLE_SIDE
 from internal.parsers.xlsx import read_xlsx
 from pkg.apperr import AppError, Code
 
@@ -35,13 +36,21 @@ READERS: dict[str, Callable[[BinaryIO, Outline], None]] = {
 }
 
 
-def read(file: BinaryIO, *, media_type: str, workdir: Path, max_bytes: int, megapixels: int) -> Parsed:
+def read(
+    file: BinaryIO,
+    *,
+    media_type: str,
+    workdir: Path,
+    max_bytes: int,
+    megapixels: int,
+    side: int = READABLE_SIDE,
+) -> Parsed:
     """Everything that the file says. Page images go to `workdir`; their paths are relative to it."""
     outline = Outline(max_bytes=max_bytes)
     if media_type == PDF:
         read_pdf(file, outline, workdir=workdir)
     elif media_type in FORMATS:
-        read_image(file, outline, media_type=media_type, workdir=workdir, megapixels=megapixels)
+        read_image(file, outline, media_type=media_type, workdir=workdir, megapixels=megapixels, side=side)
     elif media_type in READERS:
         READERS[media_type](file, outline)
     else:

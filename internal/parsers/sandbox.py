@@ -18,6 +18,7 @@ from internal.entities.archives import ArchiveBounds, ArchiveEntry
 from internal.entities.parsed import PageImage, Parsed
 from internal.parsers.confine import SANDBOX_ID
 from internal.parsers.wire import (
+    READABLE_SIDE,
     Cancel,
     Done,
     Ended,
@@ -78,13 +79,22 @@ class Sandbox:
         if zygote is not None:
             await zygote.close()
 
-    async def parse(self, path: Path, *, media_type: str, workdir: Path, deadline: float | None = None) -> Parsed:
+    async def parse(
+        self,
+        path: Path,
+        *,
+        media_type: str,
+        workdir: Path,
+        deadline: float | None = None,
+        side: int = READABLE_SIDE,
+    ) -> Parsed:
         """Reads the file; page images are written to `workdir`, whose paths the result holds.
 
-        `deadline` is a `time.monotonic()` value. Raises FILE_UNREADABLE, FILE_ENCRYPTED or FILE_TOO_COMPLEX for the
-        file, INTERNAL when two zygotes in a row died of something else.
+        `deadline` is a `time.monotonic()` value, `side` the most pixels of a picture's longer side. Raises
+        FILE_UNREADABLE, FILE_ENCRYPTED or FILE_TOO_COMPLEX for the file, INTERNAL when two zygotes in a row died of
+        something else.
         """
-        result = await self._run(path, lambda: self._job(media_type, workdir, deadline))
+        result = await self._run(path, lambda: self._job(media_type, workdir, deadline, side))
         if not isinstance(result, Done):
             raise misbehaved()
         images = tuple(admit(image, workdir) for image in result.parsed.page_images)
@@ -99,7 +109,7 @@ class Sandbox:
 
         def job() -> Job:
             _clear(workdir)
-            found = self._job("", workdir, None)
+            found = self._job("", workdir, None, READABLE_SIDE)
             limits = msgspec.structs.replace(
                 found.limits,
                 seconds=EXPAND_FACTOR * found.limits.seconds,
@@ -123,7 +133,7 @@ class Sandbox:
                 self._log.warning("parser_zygote_lost", attempt=attempt)
         raise AppError(Code.INTERNAL, "The parser process died twice; try again.")
 
-    def _job(self, media_type: str, workdir: Path, deadline: float | None) -> Job:
+    def _job(self, media_type: str, workdir: Path, deadline: float | None, side: int) -> Job:
         """The order for one child; as root the work folder is given to the child's user."""
         seconds = CLOCK_FACTOR * self._limits.parse_seconds
         if deadline is not None:
@@ -140,6 +150,7 @@ class Sandbox:
                 memory=self._limits.parse_memory_mb << 20,
                 output=self._limits.parse_output_mb << 20,
                 megapixels=self._limits.image_megapixels,
+                side=side,
             ),
         )
 

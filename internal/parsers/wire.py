@@ -5,16 +5,20 @@ import msgspec
 from internal.entities.archives import ArchiveBounds, ArchiveEntry
 from internal.entities.parsed import Parsed
 
+READABLE_SIDE = 4096
+"""Pixels of the longer side of a picture that text is read from."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one parse: seconds of wall clock and of the processor, bytes of resident memory and result, megapixels
-    of a picture."""
+    of a picture, and pixels of the longer side of what is made of it."""
 
     seconds: float
     cpu_seconds: float
     memory: int
     output: int
     megapixels: int
+    side: int
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

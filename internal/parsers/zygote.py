@@ -199,6 +199,7 @@ def _answer(job: Job, file: int) -> Result:
                 workdir=Path(),
                 max_bytes=job.limits.output,
                 megapixels=job.limits.megapixels,
+                side=job.limits.side,
             )
         return Done(parsed)
     except AppError as error:
@@ -216,7 +217,7 @@ def _probe() -> list[str]:
     pid = os.fork()
     if pid == 0:
         try:
-            limits = Limits(seconds=1, cpu_seconds=1, memory=1 << 30, output=1, megapixels=1)
+            limits = Limits(seconds=1, cpu_seconds=1, memory=1 << 30, output=1, megapixels=1, side=1)
             job = Job(id=0, media_type="", workdir=tempfile.gettempdir(), limits=limits)
             os.write(writer, ",".join(_enclose(job)).encode())
         finally:

@@ -30,6 +30,8 @@ from pkg.sections import Ai
 ATTEMPTS = 4
 CONNECT_SECONDS = 5.0
 TEMPERATURE = 0.1
+IMAGE_TOKENS = 1000
+"""About what a picture of a megapixel costs: 765 to 1,105 with OpenAI (170 for each tile of 512 pixels, and 85)."""
 
 
 class ChatModel(Protocol):
@@ -80,15 +82,16 @@ class OpenAIChat:
         between_seconds: float | None = None,
         backoff_seconds: float = 0.5,
         lane: Lane = "interactive",
+        kind: str = "chat",
     ) -> None:
-        """`lane` tells whether people wait for its answers, or tasks."""
+        """`lane` tells whether people wait for its answers, or tasks; `kind` is what metrics call it."""
         self.name = settings.chat_model
         self._lane: Lane = lane
         self._first_seconds = settings.timeout_seconds
         self._between_seconds = between_seconds or settings.timeout_seconds / 2
         keys = settings.api_keys or ("unused",)  # Ollama and vLLM take any key
         self.retries = Retries(
-            "chat",
+            kind,
             self.name,
             keys,
             refusal=lambda error: refusal_of(error, self.name, keys),
@@ -187,7 +190,7 @@ class OpenAIChat:
         client = self._client.with_options(api_key=key)
         arguments: dict[str, Any] = {
             "model": self.name,
-            "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+            "messages": [{"role": message.role, "content": _content(message)} for message in prompt.messages],
             "stream": True,
             "temperature": TEMPERATURE,
             "extra_headers": {"api-key": key} if self._azure else None,
@@ -237,8 +240,16 @@ class OpenAIChat:
                 yield chunk
 
 
+def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+    """The text alone where there is no picture: not every endpoint takes a list of parts."""
+    if not message.images:
+        return message.content
+    pictures = [{"type": "image_url", "image_url": {"url": image}} for image in message.images]
+    return [{"type": "text", "text": message.content}, *pictures]
+
+
 def _tokens(prompt: Prompt) -> int:
-    return sum(estimate_tokens(message.content) for message in prompt.messages)
+    return sum(estimate_tokens(message.content) + IMAGE_TOKENS * len(message.images) for message in prompt.messages)
 
 
 def _broken(detail: str) -> AppError:

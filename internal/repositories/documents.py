@@ -94,6 +94,16 @@ class DocumentRepository:
             raise missing()
         return _document(row)
 
+    async def these(self, document_ids: Sequence[UUID]) -> list[Document]:
+        """Documents in the order of the ids; one that isn't there, or that the user doesn't see, is left out."""
+        rows = await self._conn.fetch(
+            DOCUMENT + VISIBLE + " and d.id = any($3) order by array_position($3, d.id)",
+            self._ctx.tenant_id,
+            self._ctx.user_id,
+            document_ids,
+        )
+        return [_document(row) for row in rows]
+
     async def lock(self, document_id: UUID) -> Document:
         """The document, for a transaction that changes, replaces or removes it. Raises DOCUMENT_NOT_FOUND."""
         await self._conn.execute(

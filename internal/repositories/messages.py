@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from internal.entities.conversations import Citation, Message, MessageStatus, NewMessage, Usage
+from internal.entities.conversations import Attachment, Citation, Message, MessageStatus, NewMessage, Usage
 from internal.entities.ids import new_id
 from internal.repositories.rows import sure
 from pkg.apperr import AppError, Code
@@ -18,7 +18,7 @@ LONGEST_PATH = 20_000
 # $1 is the tenant, $2 the user and $3 the conversation in each statement that uses these.
 MESSAGE = (
     "select m.id, m.role, m.content, m.citations, m.model, m.prompt_tokens, m.completion_tokens, m.cost_usd,"
-    " m.usage_estimated, m.status, m.answered, m.created_at, m.parent_id,"
+    " m.usage_estimated, m.status, m.answered, m.created_at, m.parent_id, m.attachment_ids,"
     " array(select s.id from messages s where s.tenant_id = m.tenant_id and s.conversation_id = m.conversation_id"
     " and s.parent_id is not distinct from m.parent_id order by s.created_at, s.id) as siblings from messages m"
     " join conversations c on c.tenant_id = m.tenant_id and c.id = m.conversation_id"
@@ -50,9 +50,9 @@ class MessageRepository:
         """
         row = await self._conn.fetchrow(
             "insert into messages (tenant_id, conversation_id, id, role, content, citations, model, prompt_tokens,"
-            " completion_tokens, cost_usd, usage_estimated, status, answered, parent_id, created_at)"
-            " select $1, c.id, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, clock_timestamp()"
-            " from conversations c"
+            " completion_tokens, cost_usd, usage_estimated, status, answered, parent_id, attachment_ids, created_at)"
+            " select $1, c.id, $4, $5, $6, $7::text::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
+            " clock_timestamp() from conversations c"
             " where c.tenant_id = $1 and c.user_id = $2 and c.id = $3 for key share"
             " returning id",
             self._ctx.tenant_id,
@@ -70,6 +70,7 @@ class MessageRepository:
             new.status.value,
             new.answered,
             new.parent_id,
+            list(new.attachment_ids),
         )
         if row is None:
             raise AppError(Code.CONVERSATION_NOT_FOUND, "There is no such conversation.")
@@ -149,9 +150,10 @@ class MessageRepository:
         """Copies a path, each message below the copy of the one before; they cost nothing."""
         await self._conn.execute(
             "insert into messages (tenant_id, conversation_id, id, role, content, citations, model, status, answered,"
-            " parent_id, created_at)"
-            " select $1, t.id, k.copy, m.role, m.content, m.citations, m.model, m.status, m.answered, k.parent,"
-            " m.created_at from unnest($5::uuid[], $6::uuid[], $7::uuid[]) as k (id, copy, parent)"
+            " attachment_ids, parent_id, created_at)"
+            " select $1, t.id, k.copy, m.role, m.content, m.citations, m.model, m.status, m.answered,"
+            " m.attachment_ids, k.parent, m.created_at"
+            " from unnest($5::uuid[], $6::uuid[], $7::uuid[]) as k (id, copy, parent)"
             " join messages m on m.tenant_id = $1 and m.conversation_id = $3 and m.id = k.id"
             " join conversations c on c.tenant_id = $1 and c.user_id = $2 and c.id = $3"
             " join conversations t on t.tenant_id = $1 and t.user_id = $2 and t.id = $4",
@@ -218,4 +220,5 @@ def _message(row: asyncpg.Record) -> Message:
         answered=row["answered"],
         parent_id=row["parent_id"],
         siblings=list(row["siblings"]),
+        attachments=[Attachment(document_id=document_id) for document_id in row["attachment_ids"]],
     )

@@ -28,6 +28,7 @@ from internal.services.conversations import check_documents, check_text
 from internal.services.drafts import Draft, Turn, until_set
 from internal.services.memory import ask_for_digestion
 from internal.services.passages import as_found, readable
+from internal.services.pictures import Pictures, beside, clue
 from internal.services.prompts import PASSAGE_TOKENS, build
 from internal.services.quotes import Quoter
 from internal.services.rewriting import Rewriter, RuleRewriter, fused
@@ -73,6 +74,7 @@ class ChatService:
         quoter: Quoter,
         memory: Recalls | None = None,
         rewriter: Rewriter | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         self._store = store
         self._search = search
@@ -80,6 +82,7 @@ class ChatService:
         self._quoter = quoter
         self._memory = memory
         self._rewriter = rewriter or RuleRewriter()
+        self._pictures = pictures or Pictures(store)
         self._writing: set[asyncio.Task[Any]] = set()
         self._stopped = asyncio.Event()
         self._log = logger.get("chat")
@@ -92,20 +95,22 @@ class ChatService:
         document_ids: list[UUID] | None = None,
         *,
         parent_id: UUID | None = None,
+        attachment_ids: Sequence[UUID] = (),
     ) -> Turn:
         """Stores the question and finds passages for it. What can be refused is refused here, before anything is sent.
 
         It follows `parent_id`, or what is shown last. `document_ids` narrows this question instead of the
-        conversation's own documents. Raises REQUEST_INVALID, CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND,
-        DOCUMENT_NOT_FOUND, and what the search raises.
+        conversation's own documents; `attachment_ids` are the pictures that it is asked about. Raises REQUEST_INVALID,
+        CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND, DOCUMENT_NOT_FOUND, and what `Pictures.admit` and the search raise.
         """
         text = _question(content)
+        pictures = await self._pictures.admit(ctx, attachment_ids)
         async with self._store.tenant(ctx) as tx:
             known = await tx.conversations.lock(conversation_id)
             await check_documents(tx, document_ids or [])
             if parent_id is not None:
                 await tx.messages.get(conversation_id, parent_id)
-            question = await self._ask(tx, known, text, parent_id or known.current_message_id)
+            question = await self._ask(tx, known, text, parent_id or known.current_message_id, pictures)
         return await self._turn(ctx, known, question, document_ids)
 
     async def begin_edited(
@@ -115,19 +120,25 @@ class ChatService:
         message_id: UUID,
         content: str,
         document_ids: list[UUID] | None = None,
+        *,
+        attachment_ids: Sequence[UUID] | None = None,
     ) -> Turn:
-        """The same for another wording of a question: it stands beside the old one, which stays.
+        """The same for another wording of a question: it stands beside the old one, which stays, and is asked about the
+        same pictures where none are named.
 
         Raises what `begin` raises, and MESSAGE_NOT_A_QUESTION.
         """
         text = _question(content)
+        pictures = None if attachment_ids is None else await self._pictures.admit(ctx, attachment_ids)
         async with self._store.tenant(ctx) as tx:
             known = await tx.conversations.lock(conversation_id)
             await check_documents(tx, document_ids or [])
             old = await tx.messages.get(conversation_id, message_id)
             if old.role != "user":
                 raise AppError(Code.MESSAGE_NOT_A_QUESTION, "Only a question can be edited.")
-            question = await self._ask(tx, known, text, old.parent_id)
+            if pictures is None:
+                pictures = tuple(item.document_id for item in old.attachments)
+            question = await self._ask(tx, known, text, old.parent_id, pictures)
         return await self._turn(ctx, known, question, document_ids)
 
     async def begin_again(
@@ -203,9 +214,12 @@ class ChatService:
         if self._writing:
             await asyncio.wait(self._writing, timeout=CUT_SECONDS)
 
-    async def _ask(self, tx: Tx, known: Conversation, text: str, parent_id: UUID | None) -> Message:
+    async def _ask(
+        self, tx: Tx, known: Conversation, text: str, parent_id: UUID | None, pictures: tuple[UUID, ...]
+    ) -> Message:
         """Stores a question and shows it last."""
-        question = await tx.messages.add(known.id, NewMessage(role="user", content=text, parent_id=parent_id))
+        new = NewMessage(role="user", content=text, parent_id=parent_id, attachment_ids=pictures)
+        question = await tx.messages.add(known.id, new)
         await tx.conversations.show(known.id, question.id)
         await tx.conversations.touch(known.id, title=" ".join(text.split())[:GIVEN_TITLE])
         return question
@@ -226,13 +240,18 @@ class ChatService:
         rewritten = await self._rewriter.rewrite(ctx, question.content, history)
         searched = rewritten.question
         if rewritten.usage is not None:
-            await self._book(ctx, known.id, rewritten.model, rewritten.usage)
+            await self._book(ctx, known.id, Purpose.CHAT, rewritten.model, rewritten.usage)
+        view = await self._pictures.look(ctx, question, history, joins=self._model.reads_on)
+        if view.usage is not None:
+            await self._book(ctx, known.id, Purpose.VISION, view.model, view.usage)
+        told = clue(view)
+        queries = (searched, *rewritten.queries, *([f"{searched} {told}"] if told else []))
         narrow = Filters(document_ids=document_ids or known.document_ids)
         found = [
-            await self._search.search(ctx, SearchRequest(query=query, k=PASSAGES, filters=narrow))
-            for query in (searched, *rewritten.queries)
+            await self._search.search(ctx, SearchRequest(query=query, k=PASSAGES, filters=narrow)) for query in queries
         ]
-        hits = fused([result.items for result in found])
+        hits = fused([result.items for result in found])[:PASSAGES]
+        passages, extent = await self._passages(ctx, hits, narrow)
         recalled = Recalled()
         if self._memory:
             recalled = await self._memory.recall(ctx, known.id, searched, history, question.id)
@@ -245,34 +264,29 @@ class ChatService:
             prompt=build(
                 question.content,
                 searched,
-                await self._passages(ctx, hits[:PASSAGES]),
+                beside(view, passages),
                 history,
                 recalled,
-                await self._extent(ctx, narrow),
+                extent,
                 found[0].coverage,
+                view,
+                told,
             ),
         )
 
-    async def _book(self, ctx: Context, conversation_id: UUID, model: str, usage: Usage) -> None:
+    async def _book(self, ctx: Context, conversation_id: UUID, purpose: Purpose, model: str, usage: Usage) -> None:
         """Writes down what was spent, whatever becomes of the answer."""
         async with self._store.tenant(ctx) as tx:
-            await tx.usage.add(NewUsage(purpose=Purpose.CHAT, model=model, source_id=conversation_id, usage=usage))
+            await tx.usage.add(NewUsage(purpose=purpose, model=model, source_id=conversation_id, usage=usage))
 
-    async def _passages(self, ctx: Context, hits: "list[SearchHit]") -> "list[Passage]":
-        """Hits as the model may cite them, with the places of their parts; with what stands around them if it reads
-        on."""
+    async def _passages(self, ctx: Context, hits: list[SearchHit], narrow: Filters) -> tuple[list[Passage], int]:
+        """Hits as the model may cite them, with the places of their parts, or with what stands around them if it reads
+        on; for one that only quotes how many were searched, too: the more, the less does the best one tell."""
         ids = [hit.chunk_id for hit in hits]
         async with self._store.tenant(ctx) as tx:
             if self._model.reads_on:
-                return readable(hits, await tx.chunks.around(ids, steps=1), tokens=PASSAGE_TOKENS)
-            return as_found(hits, await tx.chunks.parts(ids))
-
-    async def _extent(self, ctx: Context, narrow: Filters) -> int:
-        """How many passages were searched, for a model that only quotes: the more, the less does the best one tell."""
-        if self._model.reads_on:
-            return 0
-        async with self._store.tenant(ctx) as tx:
-            return await tx.documents.extent(narrow.document_ids)
+                return readable(hits, await tx.chunks.around(ids, steps=1), tokens=PASSAGE_TOKENS), 0
+            return as_found(hits, await tx.chunks.parts(ids)), await tx.documents.extent(narrow.document_ids)
 
     async def _pieces(self, ctx: Context, turn: Turn) -> AsyncGenerator[str | Usage]:
         """The model's answer; where nothing was found or remembered no model is asked."""

@@ -10,6 +10,7 @@ from internal.entities.ids import new_id
 from internal.entities.memory import MemoryState, SummaryLine
 from internal.repositories.store import Store, Tx
 from internal.services.names import MAX_TITLE, check_name
+from internal.services.pictures import named
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
@@ -130,7 +131,8 @@ class ConversationService:
 
 
 async def _shown(tx: Tx, messages: list[Message]) -> list[Message]:
-    """The same without the words of documents that the user doesn't see any more."""
+    """The same with the names of pictures, and without the words of documents that the user doesn't see any more."""
+    messages = await named(tx, messages)
     cited = {citation.document_id for message in messages for citation in message.citations}
     gone = cited - await tx.documents.visible(list(cited)) if cited else set[UUID]()
     if not gone:

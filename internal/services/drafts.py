@@ -11,7 +11,7 @@ from internal.entities.usage import NewUsage, Purpose
 from internal.providers.llm import ChatModel
 from internal.services.citations import AnswerText
 from internal.services.evidence import language
-from internal.services.prompts import NOT_FOUND, UNCITED
+from internal.services.prompts import BLIND, NOT_FOUND, UNCITED
 from internal.services.quotes import Checked
 from pkg.apperr import AppError, Code
 
@@ -56,7 +56,8 @@ class Draft:
 
     def settle(self, checked: Checked) -> str:
         """Takes over what was checked; what is to be sent still, where none of the citations held."""
-        remark = UNCITED[language(self.turn.question)] if checked.dropped and not checked.citations else ""
+        bare = checked.dropped and not checked.citations and not self.turn.prompt.seen
+        remark = UNCITED[language(self.turn.question)] if bare else ""
         self.checked = msgspec.structs.replace(checked, content=checked.content + remark)
         return remark
 
@@ -91,7 +92,8 @@ class Draft:
         bare = self._opening.lstrip(" \n\t\"'`*[(")
         if bare.startswith(NOT_IN_DOCUMENTS):
             self.absent = True
-            return self.text.feed(NOT_FOUND[language(self.turn.question)])
+            said = BLIND if self.turn.prompt.blind else NOT_FOUND
+            return self.text.feed(said[language(self.turn.question)])
         if NOT_IN_DOCUMENTS.startswith(bare):
             return ""
         opening, self._opening = self._opening, None
@@ -101,7 +103,7 @@ class Draft:
         """What was held back, at the end, and a remark where nothing backs the answer."""
         held, self._opening = ("" if self.absent else self._opening or ""), None
         rest = self.text.feed(held) + self.text.finish()
-        if self.absent or self.text.cited() or not self.text.text.strip():
+        if self.absent or self.text.cited() or not self.text.text.strip() or self.turn.prompt.seen:
             return rest
         return rest + self.text.add(UNCITED[language(self.turn.question)])
 

@@ -27,6 +27,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "assistant": "Answer",
         "page": "page {0}",
         "gone": "the source is no longer available",
+        "picture": "Picture: {0}",
         "exported": "Exported on {0}",
         MessageStatus.CUT: "This answer was stopped before its end.",
         MessageStatus.FAILED: "This answer broke off.",
@@ -36,6 +37,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "assistant": "回答",
         "page": "第 {0} 页",
         "gone": "来源已不可用",
+        "picture": "图片：{0}",
         "exported": "导出时间：{0}",
         MessageStatus.CUT: "此回答在结束前被停止。",
         MessageStatus.FAILED: "此回答中断了。",
@@ -96,6 +98,9 @@ def turn(message: Message, number: int) -> str:
 
     text = MARK.sub(mark, harmless(message.content)).strip()
     parts = [f"\n## {words[message.role]} · {_time(message.created_at)}\n\n{text}\n"]
+    for picture in message.attachments:
+        name = f"**{plain(picture.filename)}**" if picture.available else f"*{words['gone']}*"
+        parts.append(f"\n{words['picture'].format(name)}\n")
     if message.status is not MessageStatus.COMPLETE:
         parts.append(f"\n*{words[message.status]}*\n")
     if message.citations:

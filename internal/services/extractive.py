@@ -1,7 +1,7 @@
 """Answers without a chat model: the sentences of the documents that answer best, quoted and cited."""
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -30,6 +30,13 @@ from pkg.ctxutil import Context
 MODEL = "dreamhub-extractive-1"
 LABEL = {"en": "From your documents:", "zh": "根据您的文档："}
 TOLD = {"en": "You told me earlier:", "zh": "您之前说过："}
+WRITTEN = {"en": "In the picture:", "zh": "图片中："}
+SEEN = {"en": "The picture shows:", "zh": "图片显示："}
+OF_PICTURES = re.compile(
+    r"\b(?:pictures?|photos?|images?|screenshots?|scans?|attach(?:ed|ments?)|say|says|said|read|reads|written|text)\b"
+    r"|图|照片|截屏|截图|附件|写着|写了|写的|文字|读出|上面",
+    re.IGNORECASE,
+)
 OF_ONESELF = re.compile(r"\b(?:my|our|i|me)\b|我", re.IGNORECASE)
 MOST_SENTENCES = 4
 MOST_CHARACTERS = 900
@@ -85,21 +92,53 @@ class ExtractiveModel:
         they ask of themselves; or NOT_IN_DOCUMENTS. Raises what the embedder raises."""
         tongue = language(prompt.question)
         told = await self._told(ctx, prompt) if OF_ONESELF.search(prompt.question) else []
-        chosen = [] if told else await self._chosen(ctx, prompt)
-        if told:
-            yield f"{TOLD[tongue]}\n\n" + "\n".join(told)
-        elif chosen:
-            yield f"{LABEL[tongue]}\n\n"
-            for place, item in enumerate(chosen):
-                line = f"{_shown(item.text)} [{item.passage.number}]"
-                yield f"\n{line}" if place else line
-        else:
-            yield NOT_IN_DOCUMENTS
+        label, lines = (TOLD, told) if told else await self._lines(ctx, prompt)
+        yield f"{label[tongue]}\n\n" if lines else NOT_IN_DOCUMENTS
+        for place, line in enumerate(lines):
+            yield f"\n{line}" if place else line
         yield Usage()
 
     def estimate(self, prompt: Prompt, said: str) -> Usage:
         """Nothing: no tokens are bought."""
         return Usage()
+
+    async def _lines(self, ctx: Context, prompt: Prompt) -> tuple[Mapping[str, str], list[str]]:
+        """What answers, under its label: what pictures of the question show, or what documents say of it or of them.
+
+        Whoever asks with a picture gets at least what is written on it.
+        """
+        pictured = [passage for passage in prompt.passages if passage.attached]
+        if not pictured and not prompt.seen:
+            return LABEL, _cited(await self._chosen(ctx, prompt))
+        question = subject(prompt.question)
+        found = candidates(self._analyser, self._split, question, pictured)
+        measured = await self._weighed(ctx, question, found)
+        apt = _cited(measured.chosen(found)) if measured and measured.plausible else []
+        if prompt.seen:
+            return SEEN, [_shown(prompt.seen), *apt]
+        everything, whole = self._beginning(pictured)
+        if OF_PICTURES.search(prompt.question):
+            return WRITTEN, everything if whole else apt or everything
+        if apt:
+            return WRITTEN, apt
+        others = tuple(passage for passage in prompt.passages if not passage.attached)
+        for asked in dict.fromkeys((prompt.question, f"{prompt.question} {prompt.clue}".strip())):
+            searched = msgspec.structs.replace(prompt, passages=others, question=asked, searched=asked)
+            if chosen := await self._chosen(ctx, searched):
+                return LABEL, _cited(chosen)
+        return WRITTEN, everything
+
+    def _beginning(self, passages: Sequence[Passage]) -> tuple[list[str], bool]:
+        """Lines of the first sentences, headings among them, as many as an answer holds; and whether that is all."""
+        told = [
+            Candidate(text, passage, place, 0.0)
+            for passage in passages
+            for place, text in enumerate(map(str.strip, self._split(passage.text)))
+            if text
+        ]
+        lengths = np.cumsum([len(item.text) for item in told])
+        fitting = max(1, int(np.searchsorted(lengths, MOST_CHARACTERS, side="right")))
+        return _cited(told[:fitting]), fitting >= len(told)
 
     async def _told(self, ctx: Context, prompt: Prompt) -> list[str]:
         """What the user told that answers, as surely as a passage would have to."""
@@ -218,6 +257,11 @@ class _Weighed(msgspec.Struct, frozen=True):
     def chosen(self, found: Sequence[Candidate]) -> list[Candidate]:
         """The sentences to quote, in the order to read them."""
         return select(found, self.measured.vectors, self.measured.relevance)
+
+
+def _cited(chosen: Sequence[Candidate]) -> list[str]:
+    """A line for each, with its mark."""
+    return [f"{_shown(item.text)} [{item.passage.number}]" for item in chosen]
 
 
 def select(found: Sequence[Candidate], vectors: Vectors, relevance: Vectors) -> list[Candidate]:

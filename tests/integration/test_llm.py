@@ -41,6 +41,26 @@ def chat(fake: FakeOpenAI, breaker: CircuitBreaker | None = None, between: float
     return OpenAIChat(settings(fake, **values), breaker=breaker, between_seconds=between, backoff_seconds=0.01)
 
 
+async def test_pictures_go_beside_the_text_of_their_message_alone(fake: FakeOpenAI) -> None:
+    model = chat(fake)
+    shown = ChatMessage("user", "What is it?", ("data:image/jpeg;base64,aGVsbG8=",))
+    told, usage = await model.complete(CTX, (ChatMessage("system", "Look."), shown), seconds=2)
+    await model.close()
+    assert told == "Hello."
+    assert fake.chats[0].body["messages"] == [
+        {"role": "system", "content": "Look."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is it?"},
+                {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,aGVsbG8="}},
+            ],
+        },
+    ]
+    assert model.estimate(Prompt(messages=(shown,), question="", searched="", passages=()), "").prompt_tokens > 900
+    assert usage.prompt_tokens
+
+
 async def run(model: OpenAIChat) -> tuple[list[str], Usage]:
     pieces = [piece async for piece in model.stream(CTX, PROMPT)]
     await model.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import ExifTags, Image
 
 from internal.entities.parsed import PageImage
 from internal.parsers import media_types as media
@@ -80,6 +81,23 @@ async def test_page_images_arrive_in_the_work_folder(sandbox: Sandbox, tmp_path:
     (image,) = (await parse(sandbox, closed, build.scanned_pdf(), media.PDF)).page_images
     assert Path(image.path).parent == closed / "work"
     assert Path(image.path).read_bytes().startswith(b"\xff\xd8")
+
+
+async def test_pictures_are_as_small_as_asked_and_tell_nothing_but_pixels(sandbox: Sandbox, tmp_path: Path) -> None:
+    source, work = tmp_path / "source", tmp_path / "work"
+    work.mkdir()
+    image = Image.new("RGB", (900, 300), "white")
+    exif = image.getexif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(source, "JPEG", exif=exif)
+    parsed = await sandbox.parse(source, media_type="image/jpeg", workdir=work, side=300)
+    (page,) = parsed.page_images
+    assert (page.width, page.height) == (100, 300)
+    with Image.open(work / page.path) as made:
+        assert made.size == (100, 300)
+        assert not made.getexif()
+    assert b"somebody" not in (work / page.path).read_bytes()
 
 
 async def test_errors_of_the_file_keep_their_code(sandbox: Sandbox, tmp_path: Path) -> None:

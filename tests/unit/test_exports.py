@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from typing import Literal
 
+import msgspec
 import pytest
 
-from internal.entities.conversations import Citation, Message, MessageStatus
+from internal.entities.conversations import Attachment, Citation, Message, MessageStatus
 from internal.entities.ids import new_id
 from internal.entities.parsed import Location
 from internal.services.exports import plain, turn
@@ -45,6 +46,17 @@ def test_an_answer_has_its_sources_below_it() -> None:
         "\n## Answer · 2026-11-27 08:05 UTC\n\nIn 30 days [^4-1][^4-2], see [7].\n"
         "\n[^4-1]: **policy.pdf**, page 2, Refunds \\> Time: “Refunds take 30 days.”\n"
         "[^4-2]: **talk.mp3**, 1:02:03: “They said so.”\n"
+    )
+
+
+def test_a_question_names_its_pictures() -> None:
+    known = Attachment(document_id=new_id(), filename="a_b.png", media_type="image/png", available=True)
+    asked = msgspec.structs.replace(
+        message("What is it?", role="user"), attachments=[known, Attachment(document_id=new_id())]
+    )
+    assert turn(asked, 1) == (
+        "\n## Question · 2026-11-27 08:05 UTC\n\nWhat is it?\n\nPicture: **a\\_b.png**\n"
+        "\nPicture: *the source is no longer available*\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -131,6 +132,53 @@ async def test_nothing_that_fits_is_not_in_the_documents() -> None:
     assert await answer("who won the chess world cup", "Refunds take 30 days. Shipping is free.") == NOT_IN_DOCUMENTS
     assert await answer("who won the chess world cup") == NOT_IN_DOCUMENTS
     assert await answer("who won", "--- 12 ---") == NOT_IN_DOCUMENTS
+
+
+async def pictured(question: str, *texts: str, seen: str = "", clue: str = "", found: Sequence[str] = ()) -> str:
+    """The answer to a question that is asked with a picture on which `texts` stand."""
+    read = [msgspec.structs.replace(passage(number, text), attached=True) for number, text in enumerate(texts, 1)]
+    passages = (*read, *(passage(number, text) for number, text in enumerate(found, len(read) + 1)))
+    prompt = Prompt(messages=(), question=question, searched=question, passages=passages, seen=seen, clue=clue)
+    pieces = [piece async for piece in ExtractiveModel(Words(), sentences).stream(CTX, prompt)]
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+SIGN = "Pool rules. Children need a grown-up. The pool closes at nine in the evening."
+
+
+async def test_who_asks_what_a_picture_says_is_told_all_of_it() -> None:
+    said = await pictured("What does the sign say?", SIGN, found=["Signs say what the house rules are."])
+    assert said == (
+        "In the picture:\n\nPool rules. [1]\nChildren need a grown-up. [1]\nThe pool closes at nine in the evening. [1]"
+    )
+    assert (await pictured("图片里写了什么？", SIGN)).startswith("图片中：\n\nPool rules. [1]")
+
+
+async def test_of_a_long_text_only_what_answers_is_quoted() -> None:
+    said = await pictured("In the picture the pool closes at", SIGN, *[f"Line {n} " + "blah " * 60 for n in range(5)])
+    assert said == "In the picture:\n\nThe pool closes at nine in the evening. [1]"
+
+
+async def test_a_line_of_a_picture_that_answers_comes_before_documents() -> None:
+    said = await pictured("the pool closes at nine", SIGN, found=["The pool closes at nine in every house of ours."])
+    assert said == "In the picture:\n\nThe pool closes at nine in the evening. [1]"
+
+
+async def test_documents_are_asked_of_what_is_written_and_the_picture_stands_in_for_them() -> None:
+    manual = "Fault four: the filter is blocked. Trucks are green and loud."
+    assert await pictured("How is that mended?", "Fault four", clue="Fault four", found=[manual]) == (
+        "From your documents:\n\nFault four: the filter is blocked. [2]"
+    )
+    assert await pictured("How is that mended?", "Fault four", found=["Trucks are green."]) == (
+        "In the picture:\n\nFault four [1]"
+    )
+    assert await pictured("How is that mended?", found=["Trucks are green."]) == NOT_IN_DOCUMENTS
+
+
+async def test_what_was_seen_is_told_without_a_mark() -> None:
+    assert await pictured("Which colour is it?", seen="A red\ndoor [3].") == "The picture shows:\n\nA red door (3)."
+    said = await pictured("the pool closes at nine", SIGN, seen="A sign.")
+    assert said == "The picture shows:\n\nA sign.\nThe pool closes at nine in the evening. [1]"
 
 
 async def test_brackets_of_a_document_are_not_marks() -> None:
