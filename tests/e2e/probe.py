@@ -23,6 +23,7 @@ KINDS = {
     "current_message_id": "message",
     "conversation_id": "conversation",
     "document_id": "document",
+    "attachment_ids": "document",
     "document_ids": "document",
     "email": "email",
     "file": "content",
