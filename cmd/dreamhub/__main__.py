@@ -261,6 +261,7 @@ def search(
 def chat(
     question: Annotated[str, typer.Argument(help="One question; without it, a conversation.")] = "",
     conversation: Annotated[str, typer.Option(help="Id of a conversation to go on with.")] = "",
+    picture: Annotated[list[Path] | None, typer.Option(help="Ask about this one; up to four.")] = None,
     url: Url = "",
     api_key: ApiKey = "",
     home: HomeFolder = None,
@@ -268,7 +269,11 @@ def chat(
     """Talk over the tenant's documents."""
     from dreamhub import client_commands
 
-    _guard(lambda: client_commands.chat(question, conversation, url=url, api_key=api_key, home=home))
+    _guard(
+        lambda: client_commands.chat(
+            question, conversation, pictures=picture or (), url=url, api_key=api_key, home=home
+        )
+    )
 
 
 def _run(process: str, command: "Callable[[Settings], None]") -> None:

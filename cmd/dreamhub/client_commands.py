@@ -62,10 +62,17 @@ def search(
 
 
 def chat(
-    question: str = "", conversation: str = "", *, url: str = "", api_key: str = "", home: Path | None = None
+    question: str = "",
+    conversation: str = "",
+    *,
+    pictures: Sequence[Path] = (),
+    url: str = "",
+    api_key: str = "",
+    home: Path | None = None,
 ) -> int:
-    """Answers one question, or those of the terminal or of standard input until it ends."""
-    return _told(lambda: _chat(connection.as_tenant(url, api_key, home), question, conversation))
+    """Answers one question, or those of the terminal or of standard input until it ends; the first is about
+    `pictures`."""
+    return _told(lambda: _chat(connection.as_tenant(url, api_key, home), question, conversation, pictures))
 
 
 def tenant_create(name: str, owner_email: str, *, url: str = "", home: Path | None = None) -> int:
@@ -117,13 +124,15 @@ async def _search(place: Connection, query: str, body: Mapping[str, object]) -> 
     return 0
 
 
-def _chat(place: Connection, question: str, conversation: str) -> int:
+def _chat(place: Connection, question: str, conversation: str, pictures: Sequence[Path]) -> int:
     console = Console(highlight=False)
     with asyncio.Runner() as runner:
         api = Api(place, _say_pause)
         try:
             runner.run(api.get("/me", Me))
             talker = Chat(api, console, conversation)
+            for picture in pictures:
+                runner.run(talker.attach(picture))
             if question:
                 runner.run(talker.ask(question))
                 return 0

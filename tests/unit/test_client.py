@@ -226,6 +226,32 @@ def test_one_question_prints_answer_and_citations(api: FakeApi, home: Path, caps
     ]
 
 
+def test_pictures_go_with_the_next_question(
+    api: FakeApi, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "a receipt.png"
+    picture.write_bytes(b"pixels")
+    api.answer = [("done", DONE)]
+    assert client_commands.chat("What is it?", pictures=[picture], home=home) == 0
+    (uploaded,) = api.documents.values()
+    assert uploaded["filename"] == "a receipt.png"
+    assert (api.forms[0]["visibility"], api.forms[0]["priority"]) == (["private"], ["high"])
+    assert api.bodies[0]["attachment_ids"] == [uploaded["id"]]
+
+    process = run_program(
+        f"chat(home=Path({str(home)!r}))", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    shown, error = process.communicate(f"/picture {picture}\none\ntwo\n/picture nowhere.png\n", timeout=30)
+    assert (process.returncode, error) == (1, "")
+    assert "It goes with the next question." in shown
+    assert "can't be read" in shown
+    assert [body.get("attachment_ids") for body in api.bodies[1:]] == [[uploaded["id"]], None]
+
+    picture.write_bytes(b"MZ")
+    assert client_commands.chat("What is it?", pictures=[picture], home=home) == 1
+    assert "Programs are not taken." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [

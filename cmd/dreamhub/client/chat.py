@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -19,7 +20,12 @@ T = TypeVar("T")
 
 QUOTE_SHOWN = 160
 HISTORY_PAGE = 50
-HELP = "/new starts over · /history shows this conversation · /quit ends · Ctrl-C stops an answer"
+HELP = (
+    "/picture FILE goes with the next question · /new starts over · /history shows this conversation · /quit ends · "
+    "Ctrl-C stops an answer"
+)
+PRIVATE = {"visibility": "private", "priority": "high"}
+"""For a picture that somebody wants to ask about at once, and for nobody else."""
 
 
 class Chat:
@@ -29,6 +35,12 @@ class Chat:
         self._api = api
         self._console = console
         self.conversation = conversation
+        self._pictures: list[str] = []
+
+    async def attach(self, path: Path) -> None:
+        """Uploads a picture that the next question is asked with. Raises ClientError where it isn't taken."""
+        uploaded = await self._api.upload(path, PRIVATE, lambda _: None)
+        self._pictures.append(uploaded.document_id)
 
     async def ask(self, question: str) -> None:
         """Prints the answer as it comes. Cancelling it closes the stream, which stops the model too.
@@ -37,7 +49,9 @@ class Chat:
         """
         if not self.conversation:
             self.conversation = (await self._api.post("/conversations", {}, Identified)).id
-        body = {"content": question, "stream": True}
+        body: dict[str, object] = {"content": question, "stream": True}
+        if self._pictures:
+            body["attachment_ids"], self._pictures = self._pictures, []
         written, citations, done = False, list[Citation](), False
         async with aclosing(self._api.stream(f"/conversations/{self.conversation}/messages", body)) as stream:
             try:
@@ -138,6 +152,9 @@ def _obey(runner: asyncio.Runner, chat: Chat, console: Console, line: str) -> No
             runner.run(chat.history())
         case "/help":
             console.print(Text(HELP, style="dim"))
+        case _ if line.startswith("/picture "):
+            runner.run(chat.attach(Path(line.removeprefix("/picture ").strip()).expanduser()))
+            console.print(Text("It goes with the next question.", style="dim"))
         case _ if line.startswith("/"):
             console.print(Text(f"{one_line(line)} is not a command. {HELP}", style="dim"))
         case _:
