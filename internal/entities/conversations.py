@@ -174,13 +174,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """What the pictures of a question tell: `passages` of what is written on them, and what was `seen` in them, in a
     model's own words.
 
-    `attached` is false for those of an earlier question that this one may have nothing to do with. `usage` is that of
-    `model`, where one looked.
+    `shown` are those that the question is about, by its own words or because it came with them; `attached` are those
+    that it may well be about, told before what documents say. `usage` is that of `model`, where one looked.
     """
 
     passages: tuple[Passage, ...] = ()
     seen: str = ""
     attached: bool = False
+    shown: bool = False
     usage: Usage | None = None
     model: str = ""
 
@@ -191,8 +192,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     `question` is the user's own; `searched` is what the passages were found with: the same, or the question before it
     and this one where this one can't be understood alone. `remembered` is what was recalled of earlier turns. These
     `passages` are the best of `extent`, 0 where nobody counted; `coverage` is the search's. `seen` is what a model saw
-    in the pictures of the question, `clue` what they say that was searched for, too; `blind` says that there are some
-    of which nothing could be told.
+    in the pictures of the question, `clue` what they say that was searched for, too; `shown` says that it is about
+    them, `blind` that nothing could be told of them.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -204,6 +205,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float = 0.0
     seen: str = ""
     clue: str = ""
+    shown: bool = False
     blind: bool = False
 
     @property

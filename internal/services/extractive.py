@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from itertools import groupby
 from typing import Protocol
 from uuid import UUID
 
@@ -24,6 +25,8 @@ from internal.services.evidence import (
     subject,
     weigh,
 )
+from internal.services.places import in_rows
+from internal.services.prompts import leans
 from internal.services.terms import TermAnalyser
 from pkg.ctxutil import Context
 
@@ -37,6 +40,13 @@ OF_PICTURES = re.compile(
     r"|图|照片|截屏|截图|附件|写着|写了|写的|文字|读出|上面",
     re.IGNORECASE,
 )
+AT_LARGE = re.compile(
+    r"^what(?:'s|\s+is|\s+are)\s+(?:(?:this|that|it|these|those|here)\s*\??$|(?:in|on)\s+(?:this|the|it)\b)"
+    r"|^what\b.*\b(?:says?|reads?|shows?)\b|\babout\s*\??$|^(?:describe|summari[sz]e)\b"
+    r"|^[这那它]是什么|[讲说写]了?(?:些|的是)?什么|有什么内容|主要内容|概括|总结|描述",
+    re.IGNORECASE,
+)
+"""Questions of which the whole of a picture is the answer."""
 OF_ONESELF = re.compile(r"\b(?:my|our|i|me)\b|我", re.IGNORECASE)
 MOST_SENTENCES = 4
 MOST_CHARACTERS = 900
@@ -105,31 +115,41 @@ class ExtractiveModel:
     async def _lines(self, ctx: Context, prompt: Prompt) -> tuple[Mapping[str, str], list[str]]:
         """What answers, under its label: what pictures of the question show, or what documents say of it or of them.
 
-        Whoever asks with a picture gets at least what is written on it.
+        Whoever asks about a picture gets at least what is written on it.
         """
-        pictured = [passage for passage in prompt.passages if passage.attached]
+        pictured = [
+            msgspec.structs.replace(passage, text=in_rows(passage)) for passage in prompt.passages if passage.attached
+        ]
         if not pictured and not prompt.seen:
             return LABEL, _cited(await self._chosen(ctx, prompt))
         question = subject(prompt.question)
         found = candidates(self._analyser, self._split, question, pictured)
         measured = await self._weighed(ctx, question, found)
-        apt = _cited(measured.chosen(found)) if measured and measured.plausible else []
+        near = measured and (measured.plausible if prompt.shown else measured.confident)
+        apt = _cited(measured.chosen(found)) if measured and near else []
         if prompt.seen:
             return SEEN, [_shown(prompt.seen), *apt]
         everything, whole = self._beginning(pictured)
+        if AT_LARGE.search(prompt.question.strip()):
+            return WRITTEN, everything
         if OF_PICTURES.search(prompt.question):
             return WRITTEN, everything if whole else apt or everything
         if apt:
             return WRITTEN, apt
         others = tuple(passage for passage in prompt.passages if not passage.attached)
-        for asked in dict.fromkeys((prompt.question, f"{prompt.question} {prompt.clue}".strip())):
+        # What is written there completes a question that can't be understood alone, and would outweigh any other.
+        completed = [f"{prompt.question} {prompt.clue}"] if prompt.clue and leans(prompt.question) else []
+        for asked in (prompt.question, *completed):
             searched = msgspec.structs.replace(prompt, passages=others, question=asked, searched=asked)
             if chosen := await self._chosen(ctx, searched):
                 return LABEL, _cited(chosen)
-        return WRITTEN, everything
+        return WRITTEN, everything if prompt.shown else []
 
     def _beginning(self, passages: Sequence[Passage]) -> tuple[list[str], bool]:
-        """Lines of the first sentences, headings among them, as many as an answer holds; and whether that is all."""
+        """Lines of the first sentences, headings among them, as many as an answer holds; and whether that is all.
+
+        Each passage has its mark at its end: they are read as one.
+        """
         told = [
             Candidate(text, passage, place, 0.0)
             for passage in passages
@@ -138,7 +158,11 @@ class ExtractiveModel:
         ]
         lengths = np.cumsum([len(item.text) for item in told])
         fitting = max(1, int(np.searchsorted(lengths, MOST_CHARACTERS, side="right")))
-        return _cited(told[:fitting]), fitting >= len(told)
+        lines = [
+            "\n".join(_shown(item.text) for item in mine) + f" [{number}]"
+            for number, mine in groupby(told[:fitting], key=lambda item: item.passage.number)
+        ]
+        return lines, fitting >= len(told)
 
     async def _told(self, ctx: Context, prompt: Prompt) -> list[str]:
         """What the user told that answers, as surely as a passage would have to."""

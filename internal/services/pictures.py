@@ -24,6 +24,8 @@ CHUNKS = 20
 READ_SECONDS = 30.0
 """A picture is read within a second or two; a worker that starts, or a queue, may take this long."""
 LOOK_SECONDS = 0.2
+RECENT = 3
+"""Questions after that with the pictures, which may be about them without saying so."""
 CLUE = 400
 """Characters of what pictures tell that are searched for beside the question."""
 
@@ -78,14 +80,15 @@ class Pictures:
 
         Of pictures that the user doesn't see any more nothing is told. With `joins` each is one passage.
         """
-        own = bool(question.attachments)
-        meant = question if own else next((turn for turn in reversed(history) if turn.attachments), None)
+        turns = [question, *(turn for turn in reversed(history) if turn.role == "user")]
+        back, meant = next(((back, turn) for back, turn in enumerate(turns) if turn.attachments), (0, None))
         if meant is None:
             return View()
         async with self._store.tenant(ctx) as tx:
             pictures = await tx.documents.these([item.document_id for item in meant.attachments])
             written = [(picture, await _written(tx, picture)) for picture in pictures]
-        attached = own or leans(question.content)
+        shown = back == 0 or leans(question.content)
+        attached = shown or back <= RECENT
         seen, usage = "", None
         if self._sight and attached and pictures:
             seen, usage = await self._sight.see(ctx, question.content, pictures)
@@ -93,14 +96,15 @@ class Pictures:
             passages=_passages(written, joins=joins, attached=attached),
             seen=seen,
             attached=attached and bool(pictures),
+            shown=shown and bool(pictures),
             usage=usage,
             model=self._sight.name if self._sight else "",
         )
 
 
 def clue(view: View) -> str:
-    """What of the pictures of a question is worth searching for, in one line; nothing where they tell nothing."""
-    if not view.attached:
+    """What is worth searching for of the pictures that a question is about, in one line; often nothing."""
+    if not view.shown:
         return ""
     told = (view.seen, *(passage.text for passage in view.passages))
     return " ".join(" ".join(told).split())[:CLUE].strip()

@@ -17,6 +17,7 @@ from internal.entities.conversations import (
 from internal.entities.memory import MemoryKind, Recalled
 from internal.providers.llm_wire import estimate_tokens
 from internal.services.evidence import FUNCTION_CHARACTERS, HAN
+from internal.services.places import in_rows
 from internal.services.terms import TermAnalyser
 
 HISTORY_TOKENS = 1500
@@ -139,6 +140,7 @@ def build(
         extent=extent,
         coverage=coverage,
         seen=view.seen,
+        shown=view.shown,
         clue=clue,
         blind=blind,
     )
@@ -161,8 +163,8 @@ def _line(item: Recollection) -> str:
 
 def _framed(passage: Passage, nonce: str) -> str:
     name = " ".join(passage.filename.split())
-    kind = ", picture" if passage.attached else _pages(passage)
-    return f"<<<{nonce} [{passage.number}] {name}{kind}\n{passage.text}\n<<<{nonce} end of [{passage.number}]"
+    kind, text = (", picture", in_rows(passage)) if passage.attached else (_pages(passage), passage.text)
+    return f"<<<{nonce} [{passage.number}] {name}{kind}\n{text}\n<<<{nonce} end of [{passage.number}]"
 
 
 def _pages(passage: Passage) -> str:

@@ -12,7 +12,7 @@ from internal.entities.documents import Document
 from internal.entities.ids import new_id
 from internal.providers.llm_wire import estimate_tokens
 from internal.services import pictures
-from internal.services.pictures import PICTURE_TOKENS, Pictures, beside, clue
+from internal.services.pictures import PICTURE_TOKENS, RECENT, Pictures, beside, clue
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 from tests.library import Entry, Library
@@ -95,11 +95,15 @@ async def test_a_question_that_leans_is_about_the_picture_before_it(library: Lib
     entry = await picture(library, ctx, "Room 12")
     eyes = Eyes()
     looks = Pictures(library.app, eyes)
-    history = [question("Which room is this?", entry.document), question("Thank you for all.")]
+    history = [question("Which room is this?", entry.document)]
+    told = await looks.look(ctx, question("Who works in the room?"), history, joins=False)
+    assert (told.attached, told.shown, told.seen, clue(told)) == (True, False, "A red door.", "")
+    eyes.asked.clear()
+    history += [question(f"Who counts the ships of pier {number}?") for number in range(RECENT)]
     told = await looks.look(ctx, question("And what colour is it?"), history, joins=False)
-    assert (told.attached, told.seen) == (True, "A red door.")
+    assert (told.attached, told.shown, told.seen) == (True, True, "A red door.")
     told = await looks.look(ctx, question("When does the canteen open on Fridays?"), history, joins=False)
-    assert (told.attached, told.seen, clue(told)) == (False, "", "")
+    assert (told.attached, told.shown, told.seen, clue(told)) == (False, False, "", "")
     assert [item.text for item in told.passages] == ["Room 12"]
     assert len(eyes.asked) == 1
 

@@ -6,13 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Prompt, Usage
+from internal.entities.conversations import NOT_IN_DOCUMENTS, Passage, Piece, Prompt, Usage
 from internal.entities.ids import new_id
+from internal.entities.ocr import OcrLine, OcrPage
 from internal.entities.parsed import Location
 from internal.services.chunking_sentences import sentences
 from internal.services.citations import AnswerText
 from internal.services.evidence import Candidate, candidates, content_terms, coverage, language, subject
 from internal.services.extractive import ExtractiveModel, select
+from internal.services.ingest import recognise
+from internal.services.places import in_rows
 from internal.services.prompts import leans
 from internal.services.terms import TermAnalyser
 from pkg.ctxutil import Context, Role
@@ -134,11 +137,21 @@ async def test_nothing_that_fits_is_not_in_the_documents() -> None:
     assert await answer("who won", "--- 12 ---") == NOT_IN_DOCUMENTS
 
 
-async def pictured(question: str, *texts: str, seen: str = "", clue: str = "", found: Sequence[str] = ()) -> str:
-    """The answer to a question that is asked with a picture on which `texts` stand."""
+async def pictured(
+    question: str, *texts: str, seen: str = "", clue: str = "", found: Sequence[str] = (), shown: bool = True
+) -> str:
+    """The answer to a question that is asked with a picture on which `texts` stand, or soon after such a one."""
     read = [msgspec.structs.replace(passage(number, text), attached=True) for number, text in enumerate(texts, 1)]
     passages = (*read, *(passage(number, text) for number, text in enumerate(found, len(read) + 1)))
-    prompt = Prompt(messages=(), question=question, searched=question, passages=passages, seen=seen, clue=clue)
+    prompt = Prompt(
+        messages=(),
+        question=question,
+        searched=question,
+        passages=passages,
+        seen=seen,
+        clue=clue,
+        shown=shown,
+    )
     pieces = [piece async for piece in ExtractiveModel(Words(), sentences).stream(CTX, prompt)]
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
@@ -149,9 +162,12 @@ SIGN = "Pool rules. Children need a grown-up. The pool closes at nine in the eve
 async def test_who_asks_what_a_picture_says_is_told_all_of_it() -> None:
     said = await pictured("What does the sign say?", SIGN, found=["Signs say what the house rules are."])
     assert said == (
-        "In the picture:\n\nPool rules. [1]\nChildren need a grown-up. [1]\nThe pool closes at nine in the evening. [1]"
+        "In the picture:\n\nPool rules.\nChildren need a grown-up.\nThe pool closes at nine in the evening. [1]"
     )
-    assert (await pictured("图片里写了什么？", SIGN)).startswith("图片中：\n\nPool rules. [1]")
+    assert (await pictured("图片里写了什么？", SIGN, "Mind the step")).endswith("evening. [1]\nMind the step [2]")
+    many = [f"Line {n} " + "blah " * 60 for n in range(5)]
+    for question in ("What is this?", "What's that about?", "Summarise it", "这是什么？", "它讲了什么？"):
+        assert (await pictured(question, SIGN, *many)).partition("\n\n")[2].startswith("Pool rules.")
 
 
 async def test_of_a_long_text_only_what_answers_is_quoted() -> None:
@@ -173,6 +189,39 @@ async def test_documents_are_asked_of_what_is_written_and_the_picture_stands_in_
         "In the picture:\n\nFault four [1]"
     )
     assert await pictured("How is that mended?", found=["Trucks are green."]) == NOT_IN_DOCUMENTS
+
+
+async def test_a_later_question_may_be_about_the_picture_and_may_not() -> None:
+    assert "closes at nine" in await pictured("the pool closes at nine", SIGN, shown=False)
+    assert await pictured("who won the chess world cup", SIGN, shown=False) == NOT_IN_DOCUMENTS
+    found = ["The chess world cup was won by Ada."]
+    said = await pictured("who won the chess world cup", SIGN, found=found, shown=False)
+    assert said == "From your documents:\n\nThe chess world cup was won by Ada. [2]"
+
+
+def test_what_stands_beside_each_other_is_read_in_rows() -> None:
+    lines = (
+        OcrLine("Total", (10, 100, 60, 120), 0.9),
+        OcrLine("84.20", (200, 102, 260, 121), 0.9),
+        OcrLine("Paid", (10, 130, 60, 150), 0.9),
+        OcrLine("cash", (55, 130, 90, 150), 0.9),
+        OcrLine("Thanks", (300, 145, 400, 190), 0.9),
+    )
+    (block,) = recognise(OcrPage(400, 400, list(lines)), number=1)
+    read = msgspec.structs.replace(passage(1, block.text), parts=tuple(block.parts))
+    assert in_rows(read) == "Total 84.20\nPaid cash\nThanks"
+    half = block.text.index("Paid")
+    pieces = (
+        Piece(chunk_id=new_id(), start=0, end=half, location=block.parts[0].location, parts=tuple(block.parts[:2])),
+        Piece(
+            chunk_id=new_id(),
+            start=half,
+            end=len(block.text),
+            location=block.parts[2].location,
+            parts=tuple(msgspec.structs.replace(part, start=part.start - half) for part in block.parts[2:]),
+        ),
+    )
+    assert in_rows(msgspec.structs.replace(read, parts=(), pieces=pieces)) == "Total 84.20\nPaid cash\nThanks"
 
 
 async def test_what_was_seen_is_told_without_a_mark() -> None:
