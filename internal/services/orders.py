@@ -31,5 +31,5 @@ def read(answer: str, kind: type[T]) -> T | None:
         return None
     try:
         return msgspec.json.decode(answer[start : end + 1].encode(errors="surrogatepass"), type=kind)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None

@@ -23,7 +23,6 @@ from internal.services.places import likeliest
 from internal.services.terms import TermAnalyser
 from internal.services.understanding import (
     Wanted,
-    as_written,
     better,
     holding,
     in_notations,
@@ -111,7 +110,8 @@ class SearchService:
     async def _find(self, ctx: Context, request: SearchRequest) -> SearchResult:
         started = time.perf_counter()
         wanted = understand(request.query)
-        ranked = await self._ranked(ctx, request, MOST_HITS if wanted else request.k)
+        notations = in_notations(request.query, wanted)
+        ranked = await self._ranked(ctx, request, MOST_HITS if wanted else request.k, notations)
         if wanted:
             ranked = await self._as_asked(ctx, request, wanted, ranked)
         hits = ranked.hits
@@ -127,48 +127,64 @@ class SearchService:
     async def _as_asked(self, ctx: Context, request: SearchRequest, wanted: Wanted, ranked: "_Ranked") -> "_Ranked":
         """The same, those first that hold the words in quotation marks or stand in the files that the query names.
 
-        What isn't among the hits is looked for: by the phrases alone, in the named files, in other notations of a date.
+        What isn't among the hits is looked for: by the phrases alone, and in the named files.
         """
         named = await self._named(ctx, request, wanted)
         further = [await self._holding(ctx, request, phrase) for phrase in wanted.phrases]
+        whole = ranked.whole
         if named:
             filters = msgspec.structs.replace(request.filters, document_ids=list(named))
-            further.append(await self._ranked(ctx, msgspec.structs.replace(request, filters=filters), LOOKED_UP))
-        hits, mode = ranked.hits, request.mode
+            inside = await self._ranked(ctx, msgspec.structs.replace(request, filters=filters), LOOKED_UP)
+            further.append(inside.hits)
+            whole = whole and inside.whole
+        hits = ranked.hits
         if wanted.days:
-            if mode is not SearchMode.VECTOR:
-                for words in in_notations(request.query, wanted):
-                    hits = better(hits, (await self._ranked(ctx, request, MOST_HITS, words=words)).hits)
-            hits = [_raised(hit, mode) if told(wanted, hit.text) else hit for hit in hits]
+            hits = [_raised(hit, request.mode) if told(wanted, hit.text) else hit for hit in hits]
             hits.sort(key=lambda hit: -hit.score)
-        arranged = in_tiers(wanted, hits, [one.hits for one in further], named)
-        return _Ranked(arranged, ranked.coverage, ranked.whole and all(one.whole for one in further))
+        return _Ranked(in_tiers(wanted, hits, further, named), ranked.coverage, whole)
 
-    async def _holding(self, ctx: Context, request: SearchRequest, phrase: str) -> "_Ranked":
+    async def _holding(self, ctx: Context, request: SearchRequest, phrase: str) -> list[SearchHit]:
         """Passages that hold a phrase, of many with all its words where few of the first do."""
         by_words = msgspec.structs.replace(request, mode=SearchMode.KEYWORD)
-        found = await self._ranked(ctx, by_words, LOOKED_UP, words=phrase)
-        held = holding(phrase, found.hits)
-        if len(held) < request.k and len(found.hits) >= LOOKED_UP:
-            found = await self._ranked(ctx, by_words, MOST_LOOKED_UP, words=phrase)
-            held = await asyncio.to_thread(holding, phrase, found.hits)
-        return found._replace(hits=held)
+        found, _ = await self._lanes(ctx, by_words, LOOKED_UP, phrase)
+        held = holding(phrase, found)
+        if len(held) < request.k and len(found) >= LOOKED_UP:
+            found, _ = await self._lanes(ctx, by_words, MOST_LOOKED_UP, phrase)
+            held = await asyncio.to_thread(holding, phrase, found)
+        return held
 
     async def _named(self, ctx: Context, request: SearchRequest, wanted: Wanted) -> frozenset[UUID]:
         """The documents whose names the query gives, within its filter; none where a name fits too many."""
         if not (wanted.files or wanted.titles):
             return frozenset()
         async with self._store.tenant(ctx) as tx:
-            known = await tx.documents.named(*as_written(wanted, request.query), limit=MOST_NAMED)
+            known = await tx.documents.named(wanted.files, wanted.titles, limit=MOST_NAMED)
         only = request.filters.document_ids
         within = {document: name for document, name in known.items() if not only or document in only}
         return meant(wanted, within) if len(known) < MOST_NAMED else frozenset()
 
-    async def _ranked(self, ctx: Context, request: SearchRequest, most: int, *, words: str | None = None) -> "_Ranked":
-        """At least `most` passages where so many match, by the lanes, by tokens and by the model; `words` are what the
-        lane of words looks for where that isn't the query."""
-        asked = request.query if words is None else words
-        terms = self._analyser.query(ctx.tenant_id, asked) if request.mode is not SearchMode.VECTOR else None
+    async def _ranked(
+        self, ctx: Context, request: SearchRequest, most: int, notations: Sequence[str] = ()
+    ) -> "_Ranked":
+        """At least `most` passages where so many match, by the lanes, by tokens and by the model, which is asked once.
+
+        The lane of words looks for each of the `notations`, too.
+        """
+        by_model = self._reranker if request.mode is not SearchMode.KEYWORD and request.query.strip() else None
+        if request.diversity or by_model:
+            most = max(most, RERANKED)
+        hits, coverage = await self._lanes(ctx, request, most, request.query)
+        if request.mode is not SearchMode.VECTOR:
+            for words in notations:
+                hits = better(hits, (await self._lanes(ctx, request, most, words))[0])
+        ranked = await self._by_model(ctx, by_model, request.query, hits) if by_model else hits
+        return _Ranked(hits if ranked is None else ranked, coverage, ranked is not None)
+
+    async def _lanes(
+        self, ctx: Context, request: SearchRequest, most: int, words: str
+    ) -> tuple[list[SearchHit], float]:
+        """What the lanes find, the one of words for `words`, in the order of tokens; and the coverage of the words."""
+        terms = self._analyser.query(ctx.tenant_id, words) if request.mode is not SearchMode.VECTOR else None
         query = None
         if request.mode is not SearchMode.KEYWORD and request.query.strip():
             query = await self._embedder.embed_search(ctx, request.query)
@@ -179,12 +195,11 @@ class SearchService:
             embedding=query.vector if query else None,
             terms=terms,
             filters=request.filters,
-            k=max(most, RERANKED) if request.diversity or (self._reranker and query) else most,
+            k=most,
             reranked=0 if tokens is None else late_interaction.RERANKED,
         )
         hits = list(map(_readable, found.hits)) if tokens is None else await self._by_tokens(ctx, tokens, found)
-        ranked = await self._by_model(ctx, self._reranker, request.query, hits) if self._reranker and query else hits
-        return _Ranked(hits if ranked is None else ranked, found.coverage, ranked is not None)
+        return hits, found.coverage
 
     async def _placed(self, ctx: Context, hits: list[SearchHit], query: str) -> list[SearchHit]:
         """The same, each of several pages with the page that has most of the query's words: a passage that begins with

@@ -76,7 +76,7 @@ class TermAnalyser:
         found = [number.replace(",", "") for number in GROUPED.findall(folded)] if "," in folded else []
         for match in TOKEN.finditer(folded):
             token = match.group()
-            if token >= FIRST_UNSPACED and _is_unspaced(token[0]):
+            if token >= FIRST_UNSPACED and is_unspaced(token[0]):
                 found.extend(token)
                 found.extend(map("".join, pairwise(token)))
             elif token not in STOP_WORDS:
@@ -98,7 +98,8 @@ class TermAnalyser:
         return QueryTerms(terms=list(kept), counts=list(kept.values()))
 
 
-def _is_unspaced(character: str) -> bool:
+def is_unspaced(character: str) -> bool:
+    """Whether it is of a script that puts no spaces between words."""
     return re.match(f"[{UNSPACED}]", character) is not None
 
 

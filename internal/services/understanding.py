@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from internal.entities.search import SearchHit
-from internal.services.terms import TOKEN, UNSPACED, fold
+from internal.services.terms import TOKEN, fold, is_unspaced
 
 T = TypeVar("T")
 
@@ -80,7 +80,8 @@ class Day(msgspec.Struct, frozen=True, order=True):
 class Wanted(msgspec.Struct, frozen=True):
     """What passages have to satisfy to come first: `phrases` to hold word for word, `days` to tell of.
 
-    `files` are the query's words up to the ending of a file name, whose end is that name; `titles` stand in names.
+    `files` are the query's words up to the ending of a file name, whose end is that name; `titles` stand in names. Both
+    are in lower case, in compatible forms and as the query has them: a file may be called either.
     """
 
     phrases: tuple[str, ...] = ()
@@ -96,24 +97,18 @@ def understand(query: str) -> Wanted:
     """What the query asks for, as far as its form shows it."""
     text = unicodedata.normalize("NFKC", query)
     quoted = ["".join(groups) for groups in QUOTED.findall(query)]
-    titles = [plain(title) for title in TITLED.findall(query)]
+    titles = _first((title for title in TITLED.findall(query) if len(plain(title)) >= SHORTEST_TITLE), MOST_NAMES)
     return Wanted(
         phrases=_first((phrase.strip() for phrase in quoted if flat(phrase) and not _is_file(phrase)), MOST_PHRASES),
-        files=_first((plain(text[: match.end()])[-LONGEST_NAME:] for match in ENDING.finditer(text)), MOST_NAMES),
-        titles=_first((title for title in titles if len(title) >= SHORTEST_TITLE), MOST_NAMES),
+        files=tuple(dict.fromkeys((*_files(text), *_files(query)))),
+        titles=tuple(dict.fromkeys((*map(plain, titles), *(title.strip().lower() for title in titles)))),
         days=_first(dates(text), MOST_DAYS),
     )
 
 
-def as_written(wanted: Wanted, query: str) -> tuple[list[str], list[str]]:
-    """The names and titles in lower case, in compatible forms and as the query has them: a file may be called either.
-
-    Of names the words up to them.
-    """
-    raw = [query[: match.end()].lower()[-LONGEST_NAME:] for match in ENDING.finditer(query)]
-    titles = [title.strip().lower() for title in TITLED.findall(query)]
-    titles = [title for title in titles if plain(title) in wanted.titles]
-    return list(dict.fromkeys((*wanted.files, *raw[:MOST_NAMES]))), list(dict.fromkeys((*wanted.titles, *titles)))
+def _files(query: str) -> tuple[str, ...]:
+    """The words up to the ending of each file's name."""
+    return _first((query[: match.end()].lower()[-LONGEST_NAME:] for match in ENDING.finditer(query)), MOST_NAMES)
 
 
 def plain(name: str) -> str:
@@ -160,7 +155,7 @@ def flat(text: str) -> str:
     """
     parts: list[str] = []
     for token in TOKEN.findall(fold(text)):
-        parts.extend(token if re.match(f"[{UNSPACED}]", token) else (token,))
+        parts.extend(token if is_unspaced(token[0]) else (token,))
     return f" {' '.join(parts)} " if parts else ""
 
 
@@ -213,7 +208,7 @@ def in_tiers(
             tiers.setdefault(tier, []).append(hit)
     if not any(tiers):
         return list(hits)
-    highest, greatest = max(tiers), max(1.0, *(hit.score for hit in hits))
+    highest, greatest = max(tiers), max((1.0, *(hit.score for hit in hits)))
     made: list[SearchHit] = []
     for tier in sorted(tiers, reverse=True):
         # Those that were found by other words have scores of other words: what counts is the order.

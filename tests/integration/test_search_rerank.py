@@ -82,6 +82,14 @@ async def test_the_model_has_the_last_word(desk: Desk) -> None:
     assert len(words[1]) == 3
 
 
+async def test_the_model_is_asked_once_however_a_date_may_be_written(desk: Desk) -> None:
+    desk.fake.rerank = by_number
+    found = await desk.searches.search(desk.ctx, SearchRequest(query="refunds of 5 March 2024 or 2024年6月", k=3))
+    assert [hit.text for hit in found.items] == [TEXTS[7], TEXTS[6], TEXTS[5]]
+    (asked,) = [request for request in desk.fake.requests if request.path.endswith("/rerank")]
+    assert sorted(asked.body["documents"]) == TEXTS
+
+
 ANSWERS: dict[str, tuple[Callable[[str, list[str]], Any], list[str]]] = {
     "a bare list with scores": (
         lambda _query, texts: [{"index": n, "score": int(text[-1]) / 10} for n, text in enumerate(texts)],

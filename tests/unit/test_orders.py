@@ -29,6 +29,7 @@ class Said(msgspec.Struct):
         ("I can't do that.", None),
         ('{"text": "\ud800"}', None),
         ('{"text": "' + "a" * 60_000 + '"}', None),
+        ('{"text": "a", "deep": ' + "[" * 9_000 + "]" * 9_000 + "}", None),
     ],
 )
 def test_only_the_object_that_was_ordered_is_read(answer: str, text: str | None) -> None:

@@ -149,3 +149,8 @@ def test_of_two_wordings_the_better_counts() -> None:
     again = SearchHit(**{name: getattr(one, name) for name in one.__struct_fields__} | {"score": 0.8})
     two = hit("two", 0.6)
     assert better([two, one], [again]) == [again, two]
+
+
+def test_hits_of_other_words_alone_are_put_in_tiers_too() -> None:
+    (found,) = in_tiers(understand('"red door"'), [], [[hit("A red door.", 1.0)]], frozenset())
+    assert found.text == "A red door."
