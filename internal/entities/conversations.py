@@ -78,6 +78,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: Decimal = Decimal(0)
     estimated: bool = False
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """That of both calls."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+            estimated=self.estimated or other.estimated,
+        )
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One turn. `answered` is false when the documents don't hold an answer; `model` is None for a user's turn.

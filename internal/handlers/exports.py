@@ -13,7 +13,7 @@ from internal.handlers.downloads import disposition
 from internal.handlers.paging import Id
 from internal.handlers.schema import ExportOperation
 from internal.services.conversations import ConversationService
-from internal.services.exports import ExportService, Format
+from internal.services.exports import Format, export
 from pkg.ctxutil import Context, Role
 
 Form = Annotated[Format, QueryParameter(name="format", description="Markdown of what is shown, or JSON of all.")]
@@ -31,7 +31,7 @@ async def export_conversation(
     form: Form = "markdown",
 ) -> Response[Any]:
     """A file: what is shown as Markdown with citations as footnotes, or all branches as JSON."""
-    made = await ExportService(conversations).export(ctx, conversation_of(conversation_id), form)
+    made = await export(conversations, ctx, conversation_of(conversation_id), form)
     headers = {
         "Content-Disposition": disposition(made.filename),
         "Content-Security-Policy": "sandbox; default-src 'none'",

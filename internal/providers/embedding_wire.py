@@ -33,10 +33,7 @@ class Embedded(msgspec.Struct, frozen=True):
 def joined(parts: Sequence[Embedded], dim: int) -> Embedded:
     """What several requests brought, as if it had been one."""
     vectors = [part.vectors for part in parts] or [np.empty((0, dim), np.float32)]
-    usage = Usage(
-        prompt_tokens=sum(part.usage.prompt_tokens for part in parts),
-        estimated=any(part.usage.estimated for part in parts),
-    )
+    usage = sum((part.usage for part in parts), Usage())
     return Embedded(np.concatenate(vectors), usage, [code for part in parts for code in part.codes])
 
 

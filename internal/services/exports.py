@@ -54,38 +54,38 @@ class Export(msgspec.Struct, frozen=True):
     pieces: AsyncGenerator[str]
 
 
-class ExportService:
-    """Exports of the context's user's conversations. However long one is, a page of it is in memory at a time."""
+async def export(conversations: ConversationService, ctx: Context, conversation_id: UUID, form: Format) -> Export:
+    """The branch that is shown as Markdown, or all branches as JSON. Raises CONVERSATION_NOT_FOUND.
 
-    def __init__(self, conversations: ConversationService) -> None:
-        self._conversations = conversations
+    However long a conversation is, a page of it is in memory at a time.
+    """
+    known, ids = await conversations.path(ctx, conversation_id)
+    name = " ".join(known.title.split()) or UNTITLED["en"]
+    if form == "json":
+        return Export(f"{name}.json", "application/json", _json(conversations, ctx, known))
+    return Export(f"{name}.md", "text/markdown", _markdown(conversations, ctx, known, ids))
 
-    async def export(self, ctx: Context, conversation_id: UUID, form: Format) -> Export:
-        """The branch that is shown as Markdown, or all branches as JSON. Raises CONVERSATION_NOT_FOUND."""
-        known, ids = await self._conversations.path(ctx, conversation_id)
-        name = " ".join(known.title.split()) or UNTITLED["en"]
-        if form == "json":
-            return Export(f"{name}.json", "application/json", self._json(ctx, known))
-        return Export(f"{name}.md", "text/markdown", self._markdown(ctx, known, ids))
 
-    async def _markdown(self, ctx: Context, known: Conversation, ids: list[UUID]) -> AsyncGenerator[str]:
-        tongue = language(known.title)
-        title = plain(known.title) or UNTITLED[tongue]
-        yield f"# {title}\n\n*{WORDS[tongue]['exported'].format(_time(datetime.now(UTC)))}*\n"
-        number = 0
-        for start in range(0, len(ids), PAGE):
-            for message in await self._conversations.these(ctx, known.id, ids[start : start + PAGE]):
-                number += 1
-                yield turn(message, number)
+async def _markdown(
+    conversations: ConversationService, ctx: Context, known: Conversation, ids: list[UUID]
+) -> AsyncGenerator[str]:
+    tongue = language(known.title)
+    title = plain(known.title) or UNTITLED[tongue]
+    yield f"# {title}\n\n*{WORDS[tongue]['exported'].format(_time(datetime.now(UTC)))}*\n"
+    for start in range(0, len(ids), PAGE):
+        messages = await conversations.these(ctx, known.id, ids[start : start + PAGE])
+        for number, message in enumerate(messages, start + 1):
+            yield turn(message, number)
 
-    async def _json(self, ctx: Context, known: Conversation) -> AsyncGenerator[str]:
-        head = msgspec.json.encode({"conversation": known, "exported_at": datetime.now(UTC)}).decode()
-        yield head[:-1] + ',"messages":['
-        after: tuple[datetime, UUID] | None = None
-        while messages := await self._conversations.said(ctx, known.id, limit=PAGE, after=after):
-            yield ("," if after else "") + ",".join(msgspec.json.encode(item).decode() for item in messages)
-            after = messages[-1].created_at, messages[-1].id
-        yield "]}"
+
+async def _json(conversations: ConversationService, ctx: Context, known: Conversation) -> AsyncGenerator[str]:
+    head = msgspec.json.encode({"conversation": known, "exported_at": datetime.now(UTC)}).decode()
+    yield head[:-1] + ',"messages":['
+    after: tuple[datetime, UUID] | None = None
+    while messages := await conversations.said(ctx, known.id, limit=PAGE, after=after):
+        yield ("," if after else "") + ",".join(msgspec.json.encode(item).decode() for item in messages)
+        after = messages[-1].created_at, messages[-1].id
+    yield "]}"
 
 
 def turn(message: Message, number: int) -> str:

@@ -21,7 +21,7 @@ from internal.services.extractive import Embeds
 from internal.services.places import place
 from internal.services.terms import TermAnalyser
 from pkg import logger
-from pkg.apperr import TRANSIENT, AppError
+from pkg.apperr import AppError
 from pkg.ctxutil import Context
 
 LONGEST_QUOTE = 600
@@ -144,7 +144,10 @@ class Quoter:
         return _Backed(near, supported=evidence.holds(max(cosines) if cosines else None))
 
     async def _cosines(self, ctx: Context, claim: str, spans: Sequence[Span]) -> list[float]:
-        """Centred cosines of claim and sentences (see evidence.py); none while the embedder is away."""
+        """Centred cosines of claim and sentences (see evidence.py); none where the embedder has none to give.
+
+        The answer is complete by now: for want of a check it must not be lost.
+        """
         said_in, written_in = language(claim), [language(span.text) for span in spans]
         try:
             for tongue in {said_in, *written_in} - self._neutral.keys():
@@ -152,8 +155,6 @@ class Quoter:
             texts = [claim, *(span.text for span in spans)]
             vectors = await self._embedder.embed_passages(ctx, texts, lane="interactive")
         except AppError as error:
-            if error.code not in TRANSIENT:
-                raise
             self._log.warning("citations judged by words alone", code=error.code)
             return []
         return relevances(vectors[0], said_in, vectors[1:], written_in, self._neutral).tolist()

@@ -123,7 +123,12 @@ def found(exchange: Exchange) -> Iterator[Finding]:
             answer_id=exchange.answer_id,
             created_at=exchange.created_at,
         )
-    yield Finding(
+    yield whole(exchange)
+
+
+def whole(exchange: Exchange) -> Finding:
+    """An exchange as a memory of its own, for recall alone."""
+    return Finding(
         kind=MemoryKind.TURN,
         text=turn(exchange),
         importance=SAID,

@@ -14,11 +14,10 @@ from internal.services.orders import order, read
 from internal.services.summaries import (
     ANSWER_LENGTH,
     QUESTION_LENGTH,
-    SAID,
     SUBJECT_LENGTH,
     RuleSummarizer,
     line,
-    turn,
+    whole,
     within,
 )
 from internal.services.terms import TermAnalyser, fold
@@ -83,7 +82,7 @@ class ModelSummarizer:
                 new = list(self._findings(found, some))
                 summary = tuple(within([*summary, *_lines(found, some, new)]))
                 findings += new
-            usage = _sum(usage, used)
+            usage += used
         return Digest(lines=summary, findings=tuple(findings), usage=usage, model=self._model.name)
 
     async def _ask(
@@ -124,15 +123,7 @@ class ModelSummarizer:
                     answer_id=exchange.answer_id,
                     created_at=exchange.created_at,
                 )
-            yield Finding(
-                kind=MemoryKind.TURN,
-                text=turn(exchange),
-                importance=SAID,
-                document_ids=exchange.document_ids,
-                source_id=exchange.id,
-                answer_id=exchange.answer_id,
-                created_at=exchange.created_at,
-            )
+            yield whole(exchange)
 
     def _said(self, text: str, exchange: Exchange) -> bool:
         """Whether it can be what the user said: a word of theirs, and no number that isn't. A document that tells a
@@ -172,12 +163,3 @@ def _batches(exchanges: Sequence[Exchange]) -> Iterator[list[Exchange]]:
 def _bare(text: str, length: int) -> str:
     """One line that the database takes."""
     return " ".join(text.replace("\0", " ").encode(errors="ignore").decode().split())[:length]
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
-        completion_tokens=one.completion_tokens + other.completion_tokens,
-        cost_usd=one.cost_usd + other.cost_usd,
-        estimated=one.estimated or other.estimated,
-    )

@@ -22,7 +22,7 @@ TEXT = "Refunds are paid within 30 days. The customer keeps the receipt. Shippin
 class Words:
     """Embeds by words in common; what it was asked stays, and where it is away it says so."""
 
-    def __init__(self, *, away: bool = False) -> None:
+    def __init__(self, *, away: Code | None = None) -> None:
         self.asked: list[str] = []
         self.away = away
 
@@ -31,7 +31,7 @@ class Words:
 
     async def embed_passages(self, ctx: Context, texts: Sequence[str], *, lane: str) -> np.ndarray:
         if self.away:
-            raise AppError(Code.MODEL_UNAVAILABLE, "away")
+            raise AppError(self.away, "away")
         self.asked += texts
         return np.stack([vector_of(text, 256) for text in texts])
 
@@ -81,7 +81,7 @@ def test_what_words_and_meaning_say_together(evidence: Support, cosine: float | 
 
 
 async def test_a_statement_in_the_words_of_its_passage_asks_no_model() -> None:
-    embedder = Words(away=True)
+    embedder = Words(away=Code.MODEL_UNAVAILABLE)
     found = await check("Shipping costs are not refunded [1]. Refunds are paid in 30 days [1].", embedder=embedder)
     assert (found.dropped, len(found.citations)) == (0, 1)
 
@@ -94,9 +94,10 @@ async def test_of_a_group_of_marks_those_that_hold_stay() -> None:
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-async def test_while_the_model_is_away_words_decide(*, calibrated: bool) -> None:
+@pytest.mark.parametrize("code", [Code.MODEL_UNAVAILABLE, Code.MODEL_REFUSED, Code.MODEL_BAD_ANSWER])
+async def test_where_the_model_does_not_answer_words_decide(code: Code, *, calibrated: bool) -> None:
     said = "Penguins march across frozen plains [1]. A customer keeps some paper of the shop [1]."
-    found = await check(said, embedder=Words(away=True), calibrated=calibrated)
+    found = await check(said, embedder=Words(away=code), calibrated=calibrated)
     assert found.content == "Penguins march across frozen plains. A customer keeps some paper of the shop [1]."
 
 
