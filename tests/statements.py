@@ -19,7 +19,7 @@ OTHER_NAMES = {
     ("store.py", "ctx.tenant_id"): "00000000-0000-0000-0000-000000000000",
     ("store.py", "ctx.user_id"): "00000000-0000-0000-0000-000000000000",
 }
-OWNER_FILES = frozenset({"migrate.py", "spaces.py", "probe.py", "processings.py"})
+OWNER_FILES = frozenset({"migrate.py", "spaces.py", "search_function.py", "probe.py", "processings.py"})
 """Files whose statements run before or beside the product: DDL and orders as the owner, questions to the server."""
 
 

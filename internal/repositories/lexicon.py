@@ -8,7 +8,7 @@ from pgvector import SparseVector
 
 from internal.entities.search import TERM_SPACE, ChunkTerms
 from internal.repositories.rows import sure
-from internal.repositories.search import LENGTH_SHARE, SATURATION, USUAL_LENGTH
+from internal.repositories.search_function import LENGTH_SHARE, SATURATION, USUAL_LENGTH
 from pkg.ctxutil import Context
 
 

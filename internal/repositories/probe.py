@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from internal.entities.search import Space
 from internal.entities.watch import Installation
-from internal.repositories.search import EXACT_CHUNKS
+from internal.repositories.search_function import EXACT_CHUNKS
 from internal.repositories.spaces import find_space
 from internal.repositories.watch import InstallationRepository
 from pkg.apperr import AppError, Code

@@ -5,7 +5,7 @@ import msgspec
 
 from internal.entities.search import MAX_INDEXED_DIM, Space
 from internal.repositories.rows import sure
-from internal.repositories.search import function_sql
+from internal.repositories.search_function import function_sql
 
 PARTITIONS = 64
 

@@ -9,7 +9,7 @@ import pytest
 
 from dreamhub.doctor import Finding, Level, examine
 from internal.entities.ids import new_id
-from internal.repositories.search import EXACT_CHUNKS
+from internal.repositories.search_function import EXACT_CHUNKS
 from tests.fakes.openai_server import running_fake
 from tests.library import SPACE, Library
 from tests.servers import Database

@@ -10,7 +10,7 @@ import pytest
 
 from internal.entities.ids import new_id
 from internal.entities.search import Filters
-from internal.repositories.search import EXACT_CHUNKS, LENGTH_SHARE, SATURATION, USUAL_LENGTH
+from internal.repositories.search_function import EXACT_CHUNKS, LENGTH_SHARE, SATURATION, USUAL_LENGTH
 from tests.library import SPACE, Library, embed
 from tests.servers import Database
 

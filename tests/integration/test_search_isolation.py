@@ -10,7 +10,8 @@ import pytest
 from pgvector.asyncpg import register_vector
 
 from internal.entities.search import Filters
-from internal.repositories.search import EXACT_CHUNKS, Found, function_sql
+from internal.repositories.search import Found
+from internal.repositories.search_function import EXACT_CHUNKS, function_sql
 from internal.repositories.store import Store, open_store
 from pkg.ctxutil import Context
 from tests.library import SPACE, Library, embed

@@ -53,7 +53,7 @@ OWNER_NAMES = {
         "space.table",
         "table",
     },
-    "search.py": {"space.function"},
+    "search_function.py": {"space.function"},
     "probe.py": set(),
 }
 
