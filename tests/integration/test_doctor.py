@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import numpy as np
 import pytest
 
 from dreamhub.doctor import Finding, Level, examine
 from internal.entities.ids import new_id
 from internal.repositories.search_function import EXACT_CHUNKS
+from internal.repositories.spaces import create_space
 from tests.fakes.openai_server import running_fake
 from tests.library import SPACE, Library
 from tests.servers import Database
@@ -140,20 +142,24 @@ async def look(conn: asyncpg.Connection, *, seconds: float, alerts: str) -> None
 
 
 @pytest.mark.usefixtures("well")
+@pytest.mark.parametrize("storage", ["vector", "halfvec"])
 async def test_the_index_is_tried_on_what_is_stored(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AI__EMBEDDING_STORAGE", storage)
     assert "Vector index" not in await report(tmp_path), "the application's login sees no tenant's rows"
     monkeypatch.setenv("DB__OWNER_DSN", database.owner)
     small = (await report(tmp_path))["Vector index"]
     assert (small.level, "one by one" in small.text) == (Level.OK, True)
     library = await Library.open(database)
+    space = await create_space(library.owner, msgspec.structs.replace(SPACE, id=0, half=storage == "halfvec"))
+    assert space.storage == storage
     draw = np.random.default_rng(5)
     ctx = await library.tenant()
     vectors = draw.standard_normal((EXACT_CHUNKS + 200, SPACE.dim)).astype(np.float32)
-    await library.add(ctx, [f"passage {number}" for number in range(len(vectors))], embeddings=vectors)
+    await library.add(ctx, [f"passage {number}" for number in range(len(vectors))], embeddings=vectors, space=space)
     async with library.worker.tenant(ctx) as tx:
-        await tx.vectors.analyze(SPACE)
+        await tx.vectors.analyze(space)
     await library.close()
     found = (await report(tmp_path))["Vector index"]
     share = re.fullmatch(r"finds ([\d.]+)% of the ten nearest passages, 20 tries in 1 tenants", found.text)
