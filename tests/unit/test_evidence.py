@@ -1,10 +1,15 @@
 """When the evidence for an answer is enough."""
 
+import msgspec
 import numpy as np
 import pytest
 
-from internal.services.evidence import FEW, MANY, Evidence
+from internal.entities.conversations import Passage
+from internal.entities.ids import new_id
+from internal.entities.parsed import Location
+from internal.services.evidence import FEW, MANY, Candidate, Evidence, numbers, weigh
 from internal.services.late_interaction import likeness
+from internal.services.terms import TermAnalyser
 
 
 def evidence(*, crosses: bool = False, asked_in: str = "en", relevance: float = 0.56) -> Evidence:
@@ -46,3 +51,50 @@ def test_likeness_is_the_mean_of_the_best_cosines() -> None:
     assert likeness(np.concatenate([3 * signs[:1], -signs[:1]]), codes) == pytest.approx(0.75)
     assert likeness(signs, b"") == 0.0
     assert likeness(np.zeros((0, 8), np.float32), codes) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Revenue of 2021: 1,250,000 in 12 months", {"2021", "1250000", "12"}),
+        ("二〇二一年第３季度", {"2021", "3"}),
+        ("FY21 and FY 22", {"2021", "2022", "21", "22"}),
+        ("the season 2020-21", {"2020", "2021", "21"}),
+        ("nothing to count", set()),
+    ],
+)
+def test_numbers_are_read_in_every_notation(text: str, found: set[str]) -> None:
+    assert numbers(text) == found
+
+
+def judged(question: str, *texts: str, filename: str = "f.txt", heading: str | None = None) -> bool:
+    passages = [
+        Passage(
+            number=number,
+            chunk_id=new_id(),
+            document_id=new_id(),
+            filename=filename,
+            text=text,
+            score=1.0,
+            location=Location(heading=heading),
+        )
+        for number, text in enumerate(texts, 1)
+    ]
+    found = [Candidate(item.text, item, 0, 0.5) for item in passages]
+    cosines = np.linspace(0.5, 0.4, len(found), dtype=np.float32)
+    return weigh(TermAnalyser(), question, found, cosines, cosines).namesake
+
+
+def test_passages_on_another_year_are_no_answer() -> None:
+    asked = "Who won the women's singles in 2019?"
+    assert judged(asked, "In 2018 the women's singles were won by Angelique Kerber.")
+    assert not judged(asked, "In 2018 it was Kerber.", "In 2019 the women's singles were won by Simona Halep.")
+    assert judged(asked, *["In 2018 it was Kerber."] * 3, "In 2019 it was Halep.")
+    assert not judged(asked, "Winners: Simona Halep.", filename="Wimbledon 2019.pdf")
+    assert not judged(asked, "Winners: Simona Halep.", heading="Wimbledon > 2019")
+    assert not judged("Who won the women's singles?", "In 2018 it was Kerber.")
+    for counted in ("What are the 3 main reasons?", "Name 10 ships of the harbour", "列出3个原因"):
+        assert not judged(counted, "The reasons are wind and rain.")
+    usual, other = evidence(), msgspec.structs.replace(evidence(), namesake=True)
+    assert other.confidence(MANY, 0.9) < 0 < usual.confidence(MANY, 0.9)
+    assert other.confidence(FEW, 0.9) == usual.confidence(FEW, 0.9)
