@@ -50,13 +50,18 @@ class Draft:
         return self.checked.content if self.checked else self.text.text
 
     @property
+    def _told_of_pictures(self) -> bool:
+        """Whether an answer may rest on what a model saw, which nothing can be cited for."""
+        return self.turn.prompt.shown and bool(self.turn.prompt.seen)
+
+    @property
     def citations(self) -> tuple[Citation, ...]:
         """Those that hold; none before they were checked."""
         return tuple(self.checked.citations) if self.checked else ()
 
     def settle(self, checked: Checked) -> str:
         """Takes over what was checked; what is to be sent still, where none of the citations held."""
-        bare = checked.dropped and not checked.citations and not self.turn.prompt.seen
+        bare = checked.dropped and not checked.citations and not self._told_of_pictures
         remark = UNCITED[language(self.turn.question)] if bare else ""
         self.checked = msgspec.structs.replace(checked, content=checked.content + remark)
         return remark
@@ -103,7 +108,7 @@ class Draft:
         """What was held back, at the end, and a remark where nothing backs the answer."""
         held, self._opening = ("" if self.absent else self._opening or ""), None
         rest = self.text.feed(held) + self.text.finish()
-        if self.absent or self.text.cited() or not self.text.text.strip() or self.turn.prompt.seen:
+        if self.absent or self.text.cited() or not self.text.text.strip() or self._told_of_pictures:
             return rest
         return rest + self.text.add(UNCITED[language(self.turn.question)])
 

@@ -26,7 +26,7 @@ from internal.services.evidence import (
     weigh,
 )
 from internal.services.places import in_rows
-from internal.services.prompts import leans
+from internal.services.prompts import leans, names_pictures
 from internal.services.terms import TermAnalyser
 from pkg.ctxutil import Context
 
@@ -35,11 +35,7 @@ LABEL = {"en": "From your documents:", "zh": "根据您的文档："}
 TOLD = {"en": "You told me earlier:", "zh": "您之前说过："}
 WRITTEN = {"en": "In the picture:", "zh": "图片中："}
 SEEN = {"en": "The picture shows:", "zh": "图片显示："}
-OF_PICTURES = re.compile(
-    r"\b(?:pictures?|photos?|images?|screenshots?|scans?|attach(?:ed|ments?)|say|says|said|read|reads|written|text)\b"
-    r"|图|照片|截屏|截图|附件|写着|写了|写的|文字|读出|上面",
-    re.IGNORECASE,
-)
+OF_WRITING = re.compile(r"\b(?:says?|reads?|written|text)\b|写着|写了|写的|文字|读出|上面", re.IGNORECASE)
 AT_LARGE = re.compile(
     r"^what(?:'s|\s+is|\s+are)\s+(?:(?:this|that|it|these|those|here)\s*\??$|(?:in|on)\s+(?:this|the|it)\b)"
     r"|^what\b.*\b(?:says?|reads?|shows?)\b|\babout\s*\??$|^(?:describe|summari[sz]e)\b"
@@ -127,12 +123,12 @@ class ExtractiveModel:
         measured = await self._weighed(ctx, question, found)
         near = measured and (measured.plausible if prompt.shown else measured.confident)
         apt = _cited(measured.chosen(found)) if measured and near else []
-        if prompt.seen:
+        if prompt.seen and prompt.shown:
             return SEEN, [_shown(prompt.seen), *apt]
-        everything, whole = self._beginning(pictured)
-        if AT_LARGE.search(prompt.question.strip()):
+        everything, whole = self._beginning(pictured) if prompt.shown else ([], False)
+        if everything and AT_LARGE.search(prompt.question.strip()):
             return WRITTEN, everything
-        if OF_PICTURES.search(prompt.question):
+        if everything and (names_pictures(prompt.question) or OF_WRITING.search(prompt.question)):
             return WRITTEN, everything if whole else apt or everything
         if apt:
             return WRITTEN, apt
@@ -143,7 +139,7 @@ class ExtractiveModel:
             searched = msgspec.structs.replace(prompt, passages=others, question=asked, searched=asked)
             if chosen := await self._chosen(ctx, searched):
                 return LABEL, _cited(chosen)
-        return WRITTEN, everything if prompt.shown else []
+        return WRITTEN, everything
 
     def _beginning(self, passages: Sequence[Passage]) -> tuple[list[str], bool]:
         """Lines of the first sentences, headings among them, as many as an answer holds; and whether that is all.

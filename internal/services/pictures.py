@@ -13,7 +13,7 @@ from internal.entities.documents import Chunk, Document, DocumentStatus
 from internal.providers.llm_wire import estimate_tokens
 from internal.repositories.store import Store, Tx
 from internal.services.passages import joined
-from internal.services.prompts import leans
+from internal.services.prompts import leans, names_pictures
 from pkg.apperr import AppError, Code
 from pkg.ctxutil import Context
 
@@ -78,7 +78,8 @@ class Pictures:
     async def look(self, ctx: Context, question: Message, history: Sequence[Message], *, joins: bool) -> View:
         """What the question's pictures tell, or those of the last question that had some.
 
-        Of pictures that the user doesn't see any more nothing is told. With `joins` each is one passage.
+        Of pictures that the user doesn't see any more nothing is told. `joins` is for a model that reads on: each is
+        one passage.
         """
         turns = [question, *(turn for turn in reversed(history) if turn.role == "user")]
         back, meant = next(((back, turn) for back, turn in enumerate(turns) if turn.attachments), (0, None))
@@ -87,10 +88,11 @@ class Pictures:
         async with self._store.tenant(ctx) as tx:
             pictures = await tx.documents.these([item.document_id for item in meant.attachments])
             written = [(picture, await _written(tx, picture)) for picture in pictures]
-        shown = back == 0 or leans(question.content)
+        shown = back == 0 or leans(question.content) or names_pictures(question.content)
         attached = shown or back <= RECENT
         seen, usage = "", None
-        if self._sight and attached and pictures:
+        # What was seen without being asked for is of use to a model that reads, and not to one that quotes.
+        if self._sight and pictures and (shown or (attached and joins)):
             seen, usage = await self._sight.see(ctx, question.content, pictures)
         return View(
             passages=_passages(written, joins=joins, attached=attached),

@@ -32,6 +32,10 @@ EMPTY_ZH = FUNCTION_CHARACTERS | frozenset("时候到久")
 ASKS = re.compile(
     r"\b(?:what|which|who|whom|whose|when|where|why|how)\b|什么|哪|谁|多少|多久|几|如何|怎|何", re.IGNORECASE
 )
+PICTURES = re.compile(
+    r"\b(?:pictures?|photos?|photographs?|images?|screenshots?|scans?|attach(?:ed|ments?))\b|图|照片|截屏|附件",
+    re.IGNORECASE,
+)
 MARKS = re.compile(r"\s*\[\d+\]")
 
 NOT_FOUND = {
@@ -95,6 +99,11 @@ def leans(question: str) -> bool:
         return True
     words = _content_words(text)
     return words < FEW_WORDS or (words == FEW_WORDS and not ASKS.search(text))
+
+
+def names_pictures(question: str) -> bool:
+    """Whether it speaks of a picture."""
+    return PICTURES.search(question) is not None
 
 
 def _content_words(text: str) -> int:

@@ -96,8 +96,11 @@ async def test_a_question_that_leans_is_about_the_picture_before_it(library: Lib
     eyes = Eyes()
     looks = Pictures(library.app, eyes)
     history = [question("Which room is this?", entry.document)]
-    told = await looks.look(ctx, question("Who works in the room?"), history, joins=False)
-    assert (told.attached, told.shown, told.seen, clue(told)) == (True, False, "A red door.", "")
+    for joins, seen in ((True, "A red door."), (False, "")):
+        told = await looks.look(ctx, question("Who works in the room?"), history, joins=joins)
+        assert (told.attached, told.shown, told.seen, clue(told)) == (True, False, seen, "")
+    told = await looks.look(ctx, question("What else does the picture show?"), history, joins=False)
+    assert (told.attached, told.shown, told.seen) == (True, True, "A red door.")
     eyes.asked.clear()
     history += [question(f"Who counts the ships of pier {number}?") for number in range(RECENT)]
     told = await looks.look(ctx, question("And what colour is it?"), history, joins=False)

@@ -197,6 +197,8 @@ async def test_a_later_question_may_be_about_the_picture_and_may_not() -> None:
     found = ["The chess world cup was won by Ada."]
     said = await pictured("who won the chess world cup", SIGN, found=found, shown=False)
     assert said == "From your documents:\n\nThe chess world cup was won by Ada. [2]"
+    said = await pictured("what do rules say about the chess world cup", SIGN, found=found, shown=False, seen="A pool.")
+    assert said == "From your documents:\n\nThe chess world cup was won by Ada. [2]"
 
 
 def test_what_stands_beside_each_other_is_read_in_rows() -> None:
