@@ -10,7 +10,7 @@ import msgspec
 
 from internal.entities.documents import Chunk, Neighbourhood
 from internal.entities.parsed import Location, Part
-from internal.repositories.rows import sure
+from internal.repositories.rows import box_of, sure
 from pkg.ctxutil import Context
 
 
@@ -137,7 +137,7 @@ def _chunk(row: asyncpg.Record) -> Chunk:
             heading=row["heading"],
             start_ms=row["start_ms"],
             end_ms=row["end_ms"],
-            box=tuple(row["box"]) if row["box"] else None,
+            box=box_of(row["box"]),
         ),
         parts=_read(row["parts"]),
     )

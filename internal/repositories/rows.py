@@ -1,8 +1,13 @@
 """Reading query results."""
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+from internal.entities.parsed import Box
 
 T = TypeVar("T")
+BOX_DIGITS = 4
+"""Those that parsers and the text reader give; more would be those of the column's single precision."""
 
 
 def sure(value: T | None) -> T:
@@ -10,3 +15,8 @@ def sure(value: T | None) -> T:
     if value is None:
         raise RuntimeError("a statement that always gives a row gave none")
     return value
+
+
+def box_of(sides: Sequence[float] | None) -> Box | None:
+    """A box as it was written."""
+    return cast("Box", tuple(round(side, BOX_DIGITS) for side in sides)) if sides else None

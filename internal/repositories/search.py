@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from internal.entities.parsed import Location
 from internal.entities.search import Filters, QueryTerms, SearchHit, Space
-from internal.repositories.rows import sure
+from internal.repositories.rows import box_of, sure
 from pkg.ctxutil import Context
 
 CANDIDATES = 100
@@ -106,7 +106,7 @@ def _hit(row: Any) -> SearchHit:
             heading=row["heading"],
             start_ms=row["start_ms"],
             end_ms=row["end_ms"],
-            box=tuple(row["box"]) if row["box"] else None,
+            box=box_of(row["box"]),
         ),
         similarity=row["similarity"],
         keyword=row["keyword"],

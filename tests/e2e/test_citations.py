@@ -91,6 +91,7 @@ def test_a_citation_names_the_page_and_heading_of_its_quote(
         x0, y0, x1, y1 = citation["location"]["box"]
         assert 0.1 < x0 < x1 < 0.9
         assert 0.1 < y0 < y1 < 0.2
+        assert [round(side, 4) for side in (x0, y0, x1, y1)] == [x0, y0, x1, y1]
 
 
 def test_a_hit_has_the_page_of_its_passage_that_has_the_words(client: httpx.Client) -> None:
