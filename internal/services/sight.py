@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from internal.entities.conversations import ChatMessage, Usage
-from internal.entities.documents import Document
+from internal.entities.documents import Content, Document
 from internal.parsers.sandbox import Sandbox
 from internal.providers.blobs import BlobStore
 from internal.providers.llm import Writer
@@ -22,6 +22,8 @@ SECONDS = 30.0
 SIDE = 1568
 """Pixels of the longer side: beyond about this, endpoints make pictures smaller themselves."""
 LONGEST = 6000
+AT_ONCE = 2
+"""Pictures that a server decodes at a time: each may take the sandbox's whole share of memory."""
 
 RULES = """\
 You look at pictures that a user attached to a question, for somebody who can't see them and will answer it. Say what \
@@ -40,6 +42,7 @@ class Sight:
         self._sandbox = sandbox
         self._model = model
         self._workdir = workdir
+        self._places = asyncio.Semaphore(AT_ONCE)
         self._log = logger.get("sight")
 
     async def see(self, ctx: Context, question: str, pictures: Sequence[Document]) -> tuple[str, Usage | None]:
@@ -60,6 +63,10 @@ class Sight:
             content = await tx.contents.find(picture.content_id)
         if content is None:
             raise file_missing()
+        async with self._places:
+            return await self._decoded(content)
+
+    async def _decoded(self, content: Content) -> str:
         with tempfile.TemporaryDirectory(prefix="sight-", dir=self._workdir) as folder:
             source, work = Path(folder) / "source", Path(folder) / "work"
             work.mkdir()
