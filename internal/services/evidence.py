@@ -91,8 +91,16 @@ DIGITS = re.compile(r"\d+")
 COUNT = re.compile(r"(?<!\d)\d{1,2}\s+(?:[a-z]+\s+)?[a-z]{3,}s\b|(?<!\d)\d{1,2}\s*[个条种项步点位名家次]")
 """How many of something are asked for; nobody writes "3 reasons" above three reasons."""
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-SHORT_YEAR = re.compile(r"(?:\bFY\s?|')(\d\d)\b|\b(?:19|20)\d\d\s?[-–/]\s?(\d\d)\b", re.IGNORECASE)
-HAN_YEAR = re.compile(r"([〇零一二三四五六七八九]{4})年")
+SHORT_YEAR = re.compile(r"(?:\bFY\s?|['\u2019])(\d\d)(?!\d)", re.IGNORECASE)
+YEARS = re.compile(r"(?<![\d-])((?:19|20)\d\d)\s?[-\u2013/]\s?(\d\d)(?![\d-])")
+PIVOT = 70
+"""A year of two digits is one of the last century from this on."""
+DATE = re.compile(
+    r"((?:19|20)\d\d)[-/.]\d{1,2}[-/.]\d{1,2}(?!\d)"
+    r"|((?:19|20)\d\d)\s*年\s*\d{1,2}\s*月(?:\s*\d{1,2}\s*[日号])?"
+)
+HAN_YEAR = re.compile(r"[〇零一二三四五六七八九]{4}(?=年)")
+HAN_ORDINAL = re.compile(r"(?<=第)[一二三四五六七八九](?![十百千])")
 HAN_DIGITS = str.maketrans("〇零一二三四五六七八九", "00123456789")
 
 
@@ -232,15 +240,33 @@ def weigh(
 
 def _is_namesake(question: str, passages: Sequence[Passage]) -> bool:
     """Whether none of the first passages has every number of the question, in its text, its heading or its name."""
-    wanted = numbers(COUNT.sub(" ", unicodedata.normalize("NFKC", question)))
+    # A month has a name and a number: of a date only the year is wanted.
+    asked = DATE.sub(r" \1\2 ", unicodedata.normalize("NFKC", question))
+    wanted = numbers(COUNT.sub(" ", asked))
     first = {item.number: item for item in passages if item.number <= FIRST}
     told = (f"{item.filename} {item.location.heading or ''} {item.text}" for item in first.values())
     return bool(wanted) and not any(wanted <= numbers(text) for text in told)
 
 
 def numbers(text: str) -> frozenset[str]:
-    """What of it is written in digits; of years also short forms ("FY21", "2020-21") and Chinese ones."""
+    """What of it is written in digits, without leading zeros; years of two digits ("FY21", "2020-21") as the whole
+    years that they stand for, Chinese years and ordinals as digits."""
     flat = THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
-    years = {f"20{one or other}" for one, other in SHORT_YEAR.findall(flat)}
-    years |= {year.translate(HAN_DIGITS) for year in HAN_YEAR.findall(flat)}
-    return frozenset(DIGITS.findall(flat)) | years
+    flat = HAN_ORDINAL.sub(_digits, HAN_YEAR.sub(_digits, flat))
+    flat = SHORT_YEAR.sub(lambda found: f" {_whole_year(found[1])} ", YEARS.sub(_both_years, flat))
+    return frozenset(found.lstrip("0") or "0" for found in DIGITS.findall(flat))
+
+
+def _digits(found: re.Match[str]) -> str:
+    return found[0].translate(HAN_DIGITS)
+
+
+def _both_years(found: re.Match[str]) -> str:
+    """The last year of a range is one after the first; what isn't is a month or something else."""
+    first, last = int(found[1]), int(found[1][:2] + found[2])
+    last += 100 if last < first and found[2] == "00" else 0
+    return f"{first} {last}" if (last > first and int(found[2]) > 12) or last == first + 1 else found[0]
+
+
+def _whole_year(short: str) -> str:
+    return ("19" if int(short) >= PIVOT else "20") + short
